@@ -1,0 +1,50 @@
+"""Which student (or teacher) a party uses: a model's name behind a kind of frozen public features.
+
+A site decides on its own; `MIXED` is what simulations deal out when `students = "mixed"`, one architecture a site in turn.
+"""
+
+from dataclasses import dataclass
+
+from common.config import Network
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model behind frozen public features.
+
+    Attributes:
+        model: A name from the registry, or `module:Class`.
+        features: `none`, `pca`, `scattering` or `teacher`.
+        feature_size: Columns kept by the PCA that is fitted on the proxy.
+    """
+
+    model: str
+    features: str = "none"
+    feature_size: int = 128
+
+
+MIXED: dict[str, tuple[Architecture, ...]] = {
+    "table": (
+        Architecture("linear"),
+        Architecture("mlp"),
+        Architecture("linear", "pca", 12),
+    ),
+    "image": (
+        Architecture("linear", "scattering", 128),
+        Architecture("linear", "scattering", 64),
+        Architecture("mlp", "scattering", 128),
+        Architecture("linear", "pca", 128),
+        Architecture("linear", "scattering", 96),
+    ),
+}
+
+
+def architecture_of(settings: Network) -> Architecture:
+    """Read an architecture out of the run's settings."""
+    return Architecture(settings.model, settings.features, settings.feature_size)
+
+
+def mixed_architecture(case_shape: tuple[int, ...], place: int) -> Architecture:
+    """The architecture of the site in this place when students are mixed."""
+    kinds = MIXED["image" if len(case_shape) == 3 else "table"]
+    return kinds[place % len(kinds)]

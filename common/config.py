@@ -1,0 +1,243 @@
+"""The run's configuration: one strict model of what a coordinator may ask for.
+
+Flower hands an app a flat mapping of scalars (`{"privacy.epsilon": 1.0, ...}`), merged from the defaults in
+`pyproject.toml` and the overrides of whoever submits the run, and it does not check their types.
+`RunConfig` does, before anything starts: unknown keys, an int given as a string, ε ≤ 0 or a temperature of
+0 are refused with the key, the value and what would be right.
+
+What stands here is a *request*. A site's policy has the last word (`client.policy`).
+"""
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import ConfigError, UserError
+
+Scalar = str | int | float | bool
+
+MOST_STEPS = 10_000
+"""Rounds of a run, and private steps of a round, at most."""
+
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Amount = Annotated[float, Field(ge=0, le=1e6)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Size = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Epsilon = Annotated[float, Field(gt=0, le=1e3)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
+SampleRate = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        alias_generator=lambda name: name.replace("_", "-"),
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+class Aggregation(_Section):
+    """How the ensemble is formed and how far the server follows it."""
+
+    rule: Literal["auto", "mean", "class-weighted", "trimmed-mean"] = "auto"
+    """`auto` is the method's own: `class-weighted` for `oneshot`, else `mean`."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share of sites cut at each end by `trimmed-mean`."""
+    momentum: Fraction = 0.0
+    """Server momentum over movements (`descent`)."""
+    averaging: Fraction = 0.0
+    """Decay of the average of z over the second half of the rounds (`descent`); 0 keeps the last z."""
+    temperature: Positive = 1.0
+    """Sharpening temperature of the aggregated soft labels (`oneshot`): below 1 sharpens."""
+
+
+class Distillation(_Section):
+    """Hinton's loss on the public cases: α·T²·KL(teacher ‖ model) + (1−α)·CE on those that are labelled."""
+
+    temperature: Positive = 2.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    epochs: Count = 50
+    """Passes over the public cases in one fit (models that are not linear)."""
+    learning_rate: Positive = 0.01
+    weight_decay: Amount = 1e-3
+
+
+class Network(Distillation):
+    """A model behind frozen public features, and how it distils."""
+
+    model: str = "linear"
+    """A name from the registry, or `module:Class`."""
+    features: Literal["none", "pca", "scattering", "teacher"] = "none"
+    """Frozen public features in front of the model, fitted on the proxy only."""
+    feature_size: Count = 128
+    """Columns kept by the PCA that is fitted on the proxy."""
+
+
+class Teacher(Network):
+    """The central model. With model `none`, z starts at zero and a twin of the student is taught."""
+
+    weight_decay: Amount = 0.05
+    path: str = ""
+    """A safetensors file to start from instead of training on the labelled public part."""
+
+
+class Student(Network):
+    """The model a site trains; a site's own policy or node config may choose another."""
+
+
+class Privacy(_Section):
+    """The budget of one run at one site, and the private steps it buys."""
+
+    epsilon: Epsilon = 1.0
+    delta: Delta = 1e-5
+    unit: Literal["record", "patient"] = "record"
+    clipping_norm: Positive = 0.5
+    sample_rate: SampleRate = 1.0
+    """Poisson sampling rate of a private step; 1 takes every unit (full batch)."""
+    steps_per_round: Steps = 1
+    step_size: Positive = 1.0
+    histogram_share: Fraction = 0.05
+    """Share of ε that buys the label histogram where the method wants one."""
+
+
+class Data(_Section):
+    """Which cases are public, and how a pooled table is dealt to sites. A size of 0 is the scenario's own."""
+
+    alpha: Positive = 0.5
+    """Dirichlet concentration of labels over sites: small is uneven."""
+    num_sites: Size = 0
+    private_size: Size = 0
+    proxy_size: Size = 0
+    proxy_labels: Annotated[int, Field(ge=-1)] = -1
+    """How many proxy cases are labelled, 0 for none; -1 means what the scenario has."""
+    validation_size: Size = 0
+    test_size: Size = 0
+    partition: Literal["natural", "iid", "dirichlet"] = "natural"
+    """How records come to sites: as the scenario has them, or one pooled table dealt anew by the seed."""
+    description: str = ""
+    """Path of a `data.toml` (scenario `own`)."""
+    factory: str = ""
+    """`module:function` that returns a torch Dataset (scenario `own`)."""
+    folder: str = ""
+    """Where a scenario's files lie, if not in the place their package puts them (`fashion`)."""
+
+
+class RunConfig(_Section):
+    """Everything a coordinator may ask for in one run."""
+
+    scenario: Literal["heart", "thyroid", "fashion", "own"] = "heart"
+    method: Literal["descent", "oneshot", "fedmd"] = "descent"
+    seed: Seed = 0
+    """Public randomness only: splits, initial weights, order of cases; and everything in a simulation."""
+    num_rounds: Steps = 20
+    """Rounds of the run. A method with one round (`oneshot`) takes the private steps of all of them in it."""
+    min_sites: Count = 1
+    round_timeout: Positive = 600.0
+    """Seconds the server waits for a round's answers."""
+    proxy_cases: Size = 0
+    """Proxy cases that the run speaks about, drawn by the seed; 0 takes them all."""
+    codec: Literal["int8", "fp16", "fp32"] = "int8"
+    students: Literal["same", "mixed"] = "same"
+    out: str = "runs"
+    """Folder for results; relative paths start where the server app runs."""
+    run_id: Annotated[str, Field(max_length=100, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$")] = ""
+    """Name of the run: its folder under `out`, and the study at the sites. Empty takes scenario and number."""
+    aggregation: Aggregation = Aggregation()
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    privacy: Privacy = Privacy()
+    data: Data = Data()
+
+    @classmethod
+    def from_run_config(cls, flat: Mapping[str, Scalar], where: str = "run config") -> "RunConfig":
+        """Validate Flower's flat run config.
+
+        Args:
+            flat: Dotted kebab-case keys and scalar values.
+            where: What the values came from, for messages.
+
+        Raises:
+            ConfigError: naming the first refused key, its value, and what would be right.
+        """
+        try:
+            return cls.model_validate(nested(flat), by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise first_complaint(error, where, cls().flat()) from None
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """Rounds that are held, and private steps in each of them."""
+        steps = self.privacy.steps_per_round
+        return (1, self.num_rounds * steps) if self.method == "oneshot" else (self.num_rounds, steps)
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return the dotted kebab-case keys that Flower's `--run-config` takes."""
+        return _flatten(self.model_dump(by_alias=True))
+
+
+def nested(flat: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Unfold dotted keys: `{"a.b": 1}` becomes `{"a": {"b": 1}}`.
+
+    Raises:
+        UserError: if a key is a value here and a section there.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, leaf = key.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"run config: {key} = {value!r} is refused: {section!r} is no section")
+        if leaf in branch:
+            raise UserError(f"run config: {key} = {value!r} is refused: {leaf!r} is a section")
+        branch[leaf] = value
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    flat: dict[str, Scalar] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def first_complaint(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:
+    """Turn pydantic's first complaint into one line in the user's terms.
+
+    Args:
+        error: What pydantic says.
+        where: What was being read.
+        known: Keys that there are, to guess what an unknown one was meant to be.
+    """
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    expected = _EXPECTED.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    expected = expected.removeprefix("Input should be ")
+    if first["type"].startswith(("greater_than", "less_than")):
+        expected = f"a number {expected}"
+    if near := get_close_matches(key, known, n=1) if first["type"] == "extra_forbidden" else []:
+        expected += f"; did you mean {near[0]}?"
+    return ConfigError(where, key, first["input"], expected)
+
+
+_EXPECTED = {
+    "extra_forbidden": "a key that exists",
+    "missing": "a value (it is missing)",
+    "model_type": "a section with keys of its own",
+    "string_pattern_mismatch": "a name of letters, digits, '.', '_' and '-'",
+    "string_too_long": "a shorter name",
+}
+"""What would be right, where pydantic's own words would not be understood."""

@@ -1,0 +1,99 @@
+"""Where a run's results go: one folder a run, built aside and shown only when it is whole.
+
+A run works in `<out>/.<run-id>.partial` under a lock and renames it to `<out>/<run-id>` at the end, so that nobody takes half a result for a whole
+one, and two runs never write to the same place.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from common.config import RunConfig
+from common.errors import UserError
+
+LOCK = ".lock"
+
+
+def final_folder(config: RunConfig, flower_run_id: int) -> Path:
+    """The folder of a finished run: `<out>/<run-id>`."""
+    return Path(config.out).absolute() / (config.run_id or f"{config.scenario}-{flower_run_id}")
+
+
+def working_folder(final: Path) -> Path:
+    """The folder a run works in until it is whole."""
+    return final.with_name(f".{final.name}.partial")
+
+
+@dataclass
+class RunFolder:
+    """The folder that a run works in, locked while it runs; `with` leaves either a whole result or none.
+
+    Attributes:
+        path: Where the run works.
+        final: What the folder is called once it is whole.
+    """
+
+    path: Path
+    final: Path
+    _lock: IO[str]
+
+    @classmethod
+    def open(cls, final: Path) -> "RunFolder":
+        """Make the working folder beside the final one and lock it.
+
+        Raises:
+            UserError: if it can't be written, is taken by another run, or a result of that name is there already.
+        """
+        path = working_folder(final)
+        try:
+            if final.exists() and (not final.is_dir() or any(final.iterdir())):
+                raise UserError(f"{final} is there already: choose another place, or move it away")
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / LOCK).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{final} is being written by another run: wait for it, or choose another place"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{final} can't be written: {error.strerror}") from None
+        for stale in path.iterdir():  # what a run left that was killed
+            if stale.name != LOCK:
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        return cls(path, final, lock)
+
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return self.final.name
+
+    def keep_model(self, name: str, body: bytes) -> None:
+        """Write a model's file."""
+        with disk_errors(self.path / name):
+            (self.path / name).write_bytes(body)
+
+    def __enter__(self) -> "RunFolder":
+        """Start the run."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Name the folder if the run is whole, else remove it."""
+        if kind is None:
+            (self.path / LOCK).unlink()
+            self.path.replace(self.final)
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say in the user's terms that something can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
