@@ -1,0 +1,285 @@
+"""The site's policy: what the hospital allows, whatever a coordinator asks.
+
+A policy is a TOML file (`site.toml`) of the hospital's own, strict to the key, that nobody else may write. It
+names the data and the unit of privacy, declares one public size, caps the budget and lists what may run. Rules
+are checked in the order of the table `RULES`; the first that objects gives the refusal. The coordinator learns
+the rule's name, the site's log learns why.
+
+Cheap rules come first, and those that bound a plan's size come before the one that prices it, so that no
+request makes the site reckon for long.
+"""
+
+import os
+import stat
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from client.ledger import Budget
+from client.ledger import Budget
+from common.architectures import Architecture
+from common.config import first_complaint
+from common.errors import UserError
+from common.messages import Rule
+from common.plan import Plan
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+ANY = "*"
+
+LONGEST_SOCKET_PATH = 107
+"""Bytes; the kernel takes no longer path for a Unix socket."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+class DataPolicy(_Section):
+    """What the site has, and the one number it declares about it."""
+
+    description: str
+    """Path of the data description (`data.toml`): the file, its columns, the patient column."""
+    unit: Literal["record", "patient"]
+    declared_size: Count
+    """The site's public size: denominator and weight. Declared by a person, never read off the data."""
+
+
+class BudgetPolicy(_Section):
+    """Caps on ε, each at `delta`."""
+
+    delta: Share
+    lifetime_epsilon: Positive
+    study_epsilon: Positive
+    run_epsilon: Positive
+    attempts: Count = 3
+    """How often one task may be started anew; every start is charged."""
+
+
+class AllowPolicy(_Section):
+    """What may run here. `*` in a list allows anything of its kind, except code by import path."""
+
+    studies: Names
+    methods: Names
+    models: Names
+    """Names from the registry; `module:Class` is imported only if it stands here, letter by letter."""
+    features: Names
+    proxies: Names
+    """Digests of public sets, in hexadecimal."""
+    codecs: Names
+    rounds: Count
+    clipping_norm: Positive
+    """The largest."""
+    noise_multiplier: Positive
+    """The least σ of a private step."""
+    histogram: bool = False
+    """Whether the label histogram may be bought."""
+    steps_per_round: Count = 100
+    epochs: Count = 1000
+    """Passes over the public cases in one task: they cost no budget, but time."""
+
+
+class StudentPolicy(_Section):
+    """The student this site trains, if not the one that the coordinator proposes."""
+
+    model: str
+    features: Literal["none", "pca", "scattering", "teacher"] = "none"
+    feature_size: Count = 128
+
+
+class SitePolicy(_Section):
+    """Everything a hospital decides about its part in federations."""
+
+    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    state: str
+    """Folder for the ledger, proxies, students and logs."""
+    approval: bool = True
+    """Whether a person must approve a plan before it runs."""
+    data: DataPolicy
+    budget: BudgetPolicy
+    allow: AllowPolicy
+    student: StudentPolicy | None = None
+
+    def caps(self) -> Budget:
+        """The budget's caps as the ledger takes them."""
+        return Budget(**self.budget.model_dump())
+
+    @property
+    def import_paths(self) -> tuple[str, ...]:
+        """Models that the policy itself names, and so the only ones that may be imported by path."""
+        own = (self.student.model,) if self.student else ()
+        return (*self.allow.models, *own)
+
+    def architecture(self, proposed: Architecture) -> Architecture:
+        """The site's own choice of student, else the proposed one."""
+        chosen = self.student
+        return Architecture(chosen.model, chosen.features, chosen.feature_size) if chosen else proposed
+
+    def refusal(self, plan: Plan) -> tuple[Rule, str] | None:
+        """The first rule that objects to a plan, with the reason for the site's own log."""
+        for reason, holds in RULES:
+            if not holds(self, plan):
+                return Rule.NOT_ALLOWED, reason
+        return None
+
+
+class RepliesPolicy(_Section):
+    """When answers leave (`client.schedule`)."""
+
+    every_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+    """A release leaves at a whole multiple of this after its task began. 0 sends it at once; its time then tells of n."""
+
+
+class ServicePolicy(_Section):
+    """Where the custodian listens (`client.service`)."""
+
+    listen: Annotated[str, Field(pattern=r"^(unix:/.+|tcp:(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5})$")]
+    """`unix:/path/of.sock`, or `tcp:127.0.0.1:port` with the three files below."""
+    certificate: str = ""
+    key: str = ""
+    courier_authority: str = ""
+    """Certificate of the authority that signed the courier's certificate."""
+    largest_message_mib: Annotated[int, Field(ge=1, le=1024)] = 64
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = [bool(file) for file in (self.certificate, self.key, self.courier_authority)]
+        if self.listen.startswith("tcp:") and not all(given):
+            raise ValueError("certificate, key and courier-authority, since it listens on TCP")
+        if self.listen.startswith("unix:") and any(given):
+            raise ValueError("no certificate, key or courier-authority, since it listens on a Unix socket")
+        if len(self.listen.removeprefix("unix:").encode()) > LONGEST_SOCKET_PATH:
+            raise ValueError(f"a socket path of at most {LONGEST_SOCKET_PATH} bytes")
+        return self
+
+
+class ServedPolicy(SitePolicy):
+    """A policy as its file has it: of what follows a simulation needs nothing."""
+
+    key: str
+    """File of the site's secret key, which seals the ledger and assigns the hold-out."""
+    anchor: str
+    """File of the ledger's last seal. Put it where a restored backup of `state` doesn't reach."""
+    replies: RepliesPolicy
+    service: ServicePolicy
+
+    def beside(self, folder: Path) -> "ServedPolicy":
+        """The same policy with its paths relative to the folder that it lies in."""
+
+        def place(path: str) -> str:
+            return str(folder / path) if path else ""
+
+        service = self.service
+        moved = {name: place(getattr(service, name)) for name in ("certificate", "key", "courier_authority")}
+        return self.model_copy(
+            update={
+                "state": place(self.state),
+                "key": place(self.key),
+                "anchor": place(self.anchor),
+                "data": self.data.model_copy(update={"description": place(self.data.description)}),
+                "service": service.model_copy(update=moved),
+            }
+        )
+
+
+def _listed(value: str, allowed: tuple[str, ...]) -> bool:
+    return value in allowed or ANY in allowed
+
+
+def _architecture_allowed(policy: SitePolicy, plan: Plan) -> bool:
+    if policy.student is not None:
+        return True
+    # Code by import path runs only where the policy names it; the wildcard doesn't.
+    model = plan.student.model
+    named = model in policy.allow.models or (ANY in policy.allow.models and ":" not in model)
+    return named and _listed(plan.student.features, policy.allow.features)
+
+
+def _noisy_enough(policy: SitePolicy, plan: Plan) -> bool:
+    try:
+        return plan.noise_multiplier() >= policy.allow.noise_multiplier
+    except UserError:  # a plan that can't be priced
+        return False
+
+
+RULES: tuple[tuple[str, Callable[[SitePolicy, Plan], bool]], ...] = (
+    ("allow.studies does not list the study", lambda p, plan: _listed(plan.study, p.allow.studies)),
+    ("allow.methods does not list the method", lambda p, plan: _listed(plan.method, p.allow.methods)),
+    ("allow.models or allow.features does not list the student", _architecture_allowed),
+    ("allow.proxies does not list the proxy", lambda p, plan: _listed(plan.proxy_digest, p.allow.proxies)),
+    ("allow.codecs does not list the codec", lambda p, plan: _listed(plan.codec, p.allow.codecs)),
+    ("allow.histogram is off", lambda p, plan: p.allow.histogram or not plan.histogram_share),
+    ("more than allow.rounds", lambda p, plan: plan.rounds <= p.allow.rounds),
+    ("more than allow.steps-per-round", lambda p, plan: plan.steps_per_round <= p.allow.steps_per_round),
+    ("more than allow.epochs", lambda p, plan: plan.student.epochs <= p.allow.epochs),
+    ("clipping norm above allow.clipping-norm", lambda p, plan: plan.clipping_norm <= p.allow.clipping_norm),
+    ("unit other than data.unit", lambda p, plan: plan.unit == p.data.unit),
+    ("δ above budget.delta", lambda p, plan: plan.delta <= p.budget.delta),
+    ("ε above budget.run-epsilon", lambda p, plan: plan.epsilon <= p.budget.run_epsilon),
+    ("σ below allow.noise-multiplier", _noisy_enough),
+)
+
+
+def read_policy(path: Path) -> ServedPolicy:
+    """Read and check `site.toml`.
+
+    Raises:
+        UserError: if the file is missing, can be written by others, is not TOML, or has a missing, unknown or
+            wrong key.
+    """
+    require_own(path, "no policy, no service")
+    try:
+        policy = ServedPolicy.model_validate(tomllib.loads(path.read_text()), by_alias=True, by_name=False)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise first_complaint(error, str(path)) from None
+    policy = policy.beside(path.absolute().parent)
+    require_own(Path(policy.data.description), "the policy's data.description")
+    return policy
+
+
+def require_own(path: Path, otherwise: str) -> None:
+    """Refuse a file that another account could change, itself or by putting another in its place.
+
+    Args:
+        path: The file.
+        otherwise: What to say, before the reason, where it can't be read.
+
+    Raises:
+        UserError: naming the file or folder and the command that mends it.
+    """
+    try:
+        file, folder = path.stat(), path.absolute().parent.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {otherwise}: {error.strerror}") from None
+    for place, found in ((path, file), (path.absolute().parent, folder)):
+        if place != path and found.st_mode & stat.S_ISVTX:
+            continue  # as in /tmp, nobody can replace another's file
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UserError(f"{place}: others can write it; make it yours alone: chmod go-w {place}")
+        if found.st_uid not in (0, os.geteuid()):
+            raise UserError(f"{place}: it belongs to another account: chown {os.geteuid()} {place}")
+
+
+def require_secret(path: Path) -> None:
+    """Refuse a secret that another account could read or change.
+
+    Raises:
+        UserError: naming the file and the command that mends it.
+    """
+    require_own(path, "the secret can't be read")
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UserError(f"{path}: others can read this secret; make it yours alone: chmod 600 {path}")

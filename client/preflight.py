@@ -1,0 +1,194 @@
+"""Preflight: what can be wrong with a site, looked at before it serves. No budget is touched.
+
+Each check is a function of the policy that says what it found, or raises `UserError` with what to do. The one that looks
+at records says only whether they fit the description and the public sets that are known here.
+"""
+
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from client.policy import ANY, ServedPolicy, read_policy, require_secret
+from client.served import known_proxies, open_ledger, require_unit
+from common.errors import ConfigError, UserError
+
+TOLERANCE = timedelta(minutes=5)
+"""Clocks that differ by less agree."""
+TIMEOUT = 5.0
+"""Seconds to wait for a coordinator."""
+COPIES = 3
+"""Of each per-example gradient, while they are clipped and summed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the preflight.
+
+    Attributes:
+        check: What was looked at.
+        passed: Whether it is well.
+        says: What was found, or what to do.
+    """
+
+    check: str
+    passed: bool
+    says: str
+
+
+def preflight(path: Path, coordinator: str = "", authority: str = "") -> list[Finding]:
+    """Look at a site.
+
+    Args:
+        path: Its policy.
+        coordinator: `host:port` of the coordinator's SuperLink; empty leaves that check out.
+        authority: File with the certificate of who signed the coordinator's; without it the system's are used.
+    """
+    try:
+        policy = read_policy(path)
+    except UserError as error:
+        return [Finding("policy", False, str(error))]
+    unit, size = policy.data.unit, policy.data.declared_size
+    findings = [Finding("policy", True, f"{path}: site {policy.site}, unit {unit}, declared size {size}")]
+    checks = CHECKS | ({"coordinator": lambda _: _reach(coordinator, authority)} if coordinator else {})
+    return findings + [_look(name, partial(check, policy)) for name, check in checks.items()]
+
+
+def _look(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except UserError as error:
+        return Finding(name, False, str(error))
+
+
+def _data(policy: ServedPolicy) -> str:
+    from client.private_data import described_records
+
+    require_unit(policy)
+    records = described_records(policy.data.description, policy.site)
+    proxies = known_proxies(policy)
+    for proxy in proxies:
+        if complaints := records.for_schema_check(proxy.preprocessing):
+            raise UserError(f"against the public set {proxy.digest.hex()[:16]}…: {'; '.join(complaints)}")
+    if not proxies:
+        records.for_readability_check()
+        return "readable; no public set has come yet that its columns could be held against"
+    return f"readable, and they fit {len(proxies)} public sets"
+
+
+def _memory(policy: ServedPolicy) -> str:
+    from client.private_step import MICRO_BATCH
+    from common.models import ARCHITECTURES, build
+
+    names = [policy.student.model] if policy.student else policy.allow.models
+    names = [*dict.fromkeys(name for listed in names for name in (ARCHITECTURES if listed == ANY else [listed]))]
+    batch = min(MICRO_BATCH, 2 * policy.data.declared_size)
+    needed, largest = 0, "linear"
+    for proxy in known_proxies(policy):
+        shape, classes = proxy.preprocessing.case_shape, len(proxy.preprocessing.classes)
+        for name in names:
+            try:
+                model = build(name, shape, classes, seed=0, allowed_paths=policy.allow.models)
+            except ConfigError as error:
+                if ":" in name:
+                    raise error
+                continue  # an architecture for other cases than these
+            gradients = COPIES * batch * sum(parameter.numel() for parameter in model.parameters())
+            if 4 * (gradients + 2 * proxy.x.size) > needed:
+                needed, largest = 4 * (gradients + 2 * proxy.x.size), name
+    if not needed:
+        return "no public set has come yet that would say how large a model is"
+    if needed > (available := _available_memory()):
+        raise UserError(
+            f"{largest} may need {needed >> 20} MiB and {available >> 20} are free: "
+            "take it off allow.models, or set [student] to a smaller one"
+        )
+    return f"{largest} may need {needed >> 20} MiB of {available >> 20}"
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _ledger(policy: ServedPolicy) -> str:
+    with open_ledger(policy) as ledger:
+        return f"sound; {len(ledger.entries())} entries"
+
+
+def _clock(policy: ServedPolicy) -> str:
+    now = datetime.now(UTC)
+    with open_ledger(policy) as ledger:
+        last = max((entry.when for entry in ledger.entries()), default=now.isoformat())
+    if datetime.fromisoformat(last) > now + TOLERANCE:
+        raise UserError(f"it is {now:%Y-%m-%d %H:%M} UTC here and the ledger was last written at {last}: set the clock")
+    return f"{now:%Y-%m-%d %H:%M} UTC"
+
+
+def _door(policy: ServedPolicy) -> str:
+    service = policy.service
+    kind, _, address = service.listen.partition(":")
+    if kind == "tcp":
+        return _certificate(policy)
+    folder = Path(address).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: no socket can be made there; make the folder, writable for this account")
+    if not Path(address).is_socket():
+        return f"{address} can be made; nobody listens there now"
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(TIMEOUT)
+            probe.connect(address)
+    except OSError:
+        return f"{address} is left from a custodian that ended; the next one takes it over"
+    return f"a custodian listens at {address}"
+
+
+def _certificate(policy: ServedPolicy) -> str:
+    from cryptography import x509
+
+    service = policy.service
+    require_secret(Path(service.key))
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(service.certificate, service.key)
+        soonest = min(
+            x509.load_pem_x509_certificate(Path(file).read_bytes()).not_valid_after_utc
+            for file in (service.certificate, service.courier_authority)
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"service.certificate, service.key, service.courier-authority: {error}") from None
+    if soonest < datetime.now(UTC):
+        raise UserError(f"a certificate of [service] ran out on {soonest:%Y-%m-%d}: renew it")
+    return f"certificates are good until {soonest:%Y-%m-%d}"
+
+
+def _reach(address: str, authority: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator {address}: expected host:port")
+    try:
+        context = ssl.create_default_context(cafile=authority or None)
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=host.strip("[]")) as secure,
+        ):
+            return f"{address} answers in {secure.version()} with a certificate that is trusted"
+    except ssl.SSLError as error:
+        raise UserError(f"{address}: no trusted TLS ({error.reason or error}); is --authority the right one?") from None
+    except OSError as error:
+        raise UserError(f"{address} can't be reached: {error.strerror or error}; ask who runs the network") from None
+
+
+CHECKS: dict[str, Callable[[ServedPolicy], str]] = {
+    "data": _data,
+    "memory": _memory,
+    "ledger": _ledger,
+    "clock": _clock,
+    "socket": _door,
+}

@@ -1,0 +1,230 @@
+"""The custodian's service: one narrow door on a Unix socket, or on loopback with mutual TLS.
+
+- **One thing at a time.** Offers, proxies, tasks and students take turns in one room, in the order of their coming; a
+  few may wait, the rest are refused. A release keeps the room until it may leave (`client.schedule`), or what waits
+  behind it would show when it was done.
+- **Health and quotes at once.** They have rooms of their own, and no record is near them.
+- **Nothing by accident.** Each call ends in an answer of the protocol. An exception's text stays in the site's log.
+- **Light until needed.** torch comes with the first task.
+- **Safe to kill.** What counts is in the ledger before a byte leaves, so ending at once is as good as ending well;
+  after SIGTERM the running task has `GRACE` to end.
+
+A courier is a program on the same machine and can always make itself a nuisance there; bounds on messages, calls and
+handshakes keep it at that.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from client.custodian_pb2 import Body, Plan, Price
+from client.custodian_pb2_grpc import CustodianServicer, add_CustodianServicer_to_server
+from client.policy import ServicePolicy, require_secret
+from client.quote import price_for_courier
+from client.schedule import departure
+from client.served import ServedSite
+from common.errors import UserError
+from common.messages import Refusal, Release, Rule, Task, decode_answer
+
+SERVICE = "grandrounds.v1.Custodian"
+MOST_WAITING = 8
+"""Calls that may wait for a room."""
+MOST_CALLS = 128
+"""Calls under way at once, half-sent ones included."""
+GRACE = 20.0
+"""Seconds that a running task has after SIGTERM."""
+OPTIONS = (
+    ("grpc.max_concurrent_streams", 32),  # of one connection
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", 30_000),  # who answers no ping is gone
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+UNAVAILABLE = Refusal(Rule.UNAVAILABLE).encode()
+
+T = TypeVar("T")
+log = logging.getLogger("grandrounds.custodian")
+
+
+class Room:
+    """One thread, in which one thing happens after another; only so many may wait at its door."""
+
+    def __init__(self, name: str) -> None:
+        """Open the room; its thread starts with the first visitor."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._door = asyncio.Lock()
+        self._waiting = 0
+
+    async def enter(self, do: Callable[[], T], otherwise: T) -> T:
+        """Do something in turn, or return `otherwise` if too many wait.
+
+        A visitor who gives up while waiting leaves nothing behind; one who gives up inside is not waited for, but what
+        was begun is finished before the next may enter.
+        """
+        if self._waiting >= MOST_WAITING:
+            return otherwise
+        self._waiting += 1
+        try:
+            await self._door.acquire()
+        finally:
+            self._waiting -= 1
+        done = asyncio.get_running_loop().run_in_executor(self._thread, do)
+        done.add_done_callback(lambda _: self._door.release())
+        return await asyncio.shield(done)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is inside."""
+        return self._door.locked()
+
+
+class Desk(CustodianServicer):
+    """The five calls, each led to its room."""
+
+    def __init__(self, site: ServedSite) -> None:
+        """Sit down; nothing is opened yet."""
+        self._site = site
+        self._room, self._counter = Room("lesson"), Room("quote")
+        self._closing = threading.Event()
+
+    async def Offer(self, request: Body, context: object) -> Body:
+        """Say who the site is, and whether it knows the run's proxy."""
+        return await self._in_turn(self._site.custodian.offer, request)
+
+    async def AcceptProxy(self, request: Body, context: object) -> Body:
+        """Take in a proxy."""
+        return await self._in_turn(self._site.custodian.accept_proxy, request)
+
+    async def Learn(self, request: Body, context: object) -> Body:
+        """Hold a lesson."""
+        return await self._in_turn(self._learn, request)
+
+    async def Deliver(self, request: Body, context: object) -> Body:
+        """Take in the final student."""
+        return await self._in_turn(self._site.custodian.deliver, request)
+
+    async def Quote(self, request: Plan, context: object) -> Price:
+        """Price a plan."""
+        unavailable = Price(refused_by=Rule.UNAVAILABLE.label)
+        price = partial(self._guarded, partial(price_for_courier, self._site), request.json, unavailable)
+        return await self._counter.enter(price, unavailable)
+
+    def close(self) -> None:
+        """Let nobody in any more; what waits for its departure is not sent."""
+        self._closing.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is still being worked on."""
+        return self._room.busy or self._counter.busy
+
+    async def _in_turn(self, ask: Callable[[bytes], bytes], request: Body) -> Body:
+        return Body(body=await self._room.enter(partial(self._guarded, ask, request.body, UNAVAILABLE), UNAVAILABLE))
+
+    def _guarded(self, ask: Callable[[bytes], T], body: bytes, otherwise: T) -> T:
+        if self._closing.is_set():
+            return otherwise
+        try:
+            return ask(body)
+        except Exception:
+            log.exception("a call failed; the courier is told that the site is unavailable")
+            return otherwise
+
+    def _learn(self, body: bytes) -> bytes:
+        """Hold a lesson and keep the room until its release may leave."""
+        began = time.monotonic()
+        answer = self._site.custodian.learn(body)
+        match decode_answer(answer):
+            case Release():
+                return self._send(Task.decode(body), answer, began)
+            case Refusal(rule=Rule.NOT_APPROVED):
+                self._site.asked.keep(Task.decode(body).plan)
+        return answer
+
+    def _send(self, task: Task, release: bytes, began: float) -> bytes:
+        ready, beat = time.monotonic(), self._site.policy.replies.every_seconds
+        if 0 < beat < ready - began:
+            log.warning("study %s round %d took longer than replies.every-seconds", task.plan.study, task.round)
+        if self._closing.wait(max(0.0, departure(began, ready, beat) - time.monotonic())):
+            return UNAVAILABLE
+        self._site.releases.note(task.plan.study, task.round, release)
+        return release
+
+
+def serve(site: ServedSite) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        UserError: if the address can't be listened at or its certificates can't be read.
+    """
+    desk = asyncio.run(_serve(site))
+    if desk.busy:
+        log.warning("a task was still running; it is charged, and will start anew when it is asked again")
+        os._exit(0)  # its thread can't be ended, and the ledger is safe at every moment
+
+
+async def _serve(site: ServedSite) -> Desk:
+    service = site.policy.service
+    longest = service.largest_message_mib << 20
+    options = (*OPTIONS, ("grpc.max_receive_message_length", longest), ("grpc.max_send_message_length", longest))
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_CALLS)
+    desk, checkup = Desk(site), health.HealthServicer()
+    add_CustodianServicer_to_server(desk, server)
+    health_pb2_grpc.add_HealthServicer_to_server(checkup, server)
+    await checkup.set(SERVICE, HealthCheckResponse.SERVING)
+    _listen(server, service)
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    await server.start()
+    log.info("%s listens at %s", site.policy.site, service.listen)
+    await told_to_stop.wait()
+    desk.close()
+    await checkup.enter_graceful_shutdown()
+    await server.stop(GRACE)
+    Path(service.listen.removeprefix("unix:")).unlink(missing_ok=True)
+    return desk
+
+
+def _listen(server: Any, service: ServicePolicy) -> None:
+    """Bind the address; a Unix socket is for its owner and its group from the first moment."""
+    kind, _, address = service.listen.partition(":")
+    before = os.umask(0o117)
+    try:
+        if kind == "unix":
+            _clear(Path(address))
+            server.add_insecure_port(service.listen)
+        else:
+            server.add_secure_port(address, _credentials(service))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{service.listen} can't be listened at: {error}") from None
+    finally:
+        os.umask(before)
+
+
+def _clear(path: Path) -> None:
+    """Take away the socket that a killed custodian left; its lock on the state folder is ours by now."""
+    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+        raise UserError(f"{path} is there already and is no socket: service.listen needs another place")
+    path.unlink(missing_ok=True)
+
+
+def _credentials(service: ServicePolicy) -> grpc.ServerCredentials:
+    require_secret(Path(service.key))
+    key, certificate, authority = (
+        Path(file).read_bytes() for file in (service.key, service.certificate, service.courier_authority)
+    )
+    return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)

@@ -1,0 +1,101 @@
+"""A site of a simulation: the same custodian, with a permissive policy and a ledger of its own for this run.
+
+Its data are the scenario's share for this site, its declared size is the scenario's, and its private randomness follows the run's seed, so that a
+simulation can be repeated to the bit. None of this is reachable from a served custodian.
+"""
+
+from functools import lru_cache, partial
+from pathlib import Path
+
+from flwr.app import Context
+
+from client.custodian import Custodian
+from client.ledger import Ledger
+from client.noise import PrivateRandomness
+from client.policy import ANY, AllowPolicy, BudgetPolicy, DataPolicy, SitePolicy
+from client.private_data import scenario_records
+from common.accounting import Unit
+from common.architectures import mixed_architecture
+from common.config import RunConfig
+from common.datasets import sites
+from common.messages import Task
+from common.runs import final_folder, working_folder
+
+
+def simulated_site(context: Context) -> Custodian:
+    """Return this node's custodian, resident in the process.
+
+    Args:
+        context: Flower's; its node config names the partition, its run config the scenario.
+    """
+    config = RunConfig.from_run_config(context.run_config)
+    return _open_site(config, working_folder(final_folder(config, context.run_id)), int(context.node_config["partition-id"]))
+
+
+_OPEN: list[Custodian] = []
+
+
+@lru_cache(maxsize=None)
+def _open_site(config: RunConfig, folder: Path, place: int) -> Custodian:
+    site = sites(config)[place]
+    state = folder / "sites" / site.name
+    state.mkdir(parents=True, exist_ok=True)
+    custodian = Custodian(
+        policy=permissive_policy(config, site.name, site.declared_size, state),
+        records=scenario_records(config, site.name),
+        ledger=open_ledger(state, config.seed, site.name, config.privacy.unit),
+        proxies=folder / "sites",
+        randomness=partial(_seeded, config.seed, site.name),
+        mixed=partial(mixed_architecture, place=place),
+    )
+    _OPEN.append(custodian)
+    return custodian
+
+
+def close_sites() -> None:
+    """Close the ledgers of a simulation that is over and let go of its records."""
+    while _OPEN:
+        _OPEN.pop().ledger.close()
+    _open_site.cache_clear()
+
+
+def permissive_policy(config: RunConfig, site: str, declared_size: int, state: Path) -> SitePolicy:
+    """A policy that allows exactly what the run configuration asks for."""
+    epsilon, student = config.privacy.epsilon, config.student.model
+    return SitePolicy(
+        site=site,
+        state=str(state),
+        approval=False,
+        data=DataPolicy(description="", unit=config.privacy.unit, declared_size=declared_size),
+        # A ledger of its own for every run: the lifetime is the run's, and its filter (looser than one run's accountant) need not bind.
+        budget=BudgetPolicy(
+            delta=config.privacy.delta,
+            lifetime_epsilon=10 * epsilon,
+            study_epsilon=10 * epsilon,
+            run_epsilon=epsilon,
+        ),
+        allow=AllowPolicy(
+            studies=(ANY,),
+            methods=(ANY,),
+            models=(ANY, student),
+            features=(ANY,),
+            proxies=(ANY,),
+            codecs=(ANY,),
+            histogram=True,
+            rounds=config.num_rounds,
+            clipping_norm=config.privacy.clipping_norm,
+            noise_multiplier=1e-9,
+        ),
+    )
+
+
+def open_ledger(state: Path, seed: int, site: str, unit: Unit) -> Ledger:
+    """Open this run's ledger for the site, or begin it."""
+    path, key = state / "ledger.db", f"simulation {seed} {site}".encode().ljust(32, b"\0")[:32]
+    if path.exists():
+        return Ledger.open(path, key)
+    return Ledger.create(path, key, data_source_id=f"simulated-{site}", unit=unit)
+
+
+def _seeded(seed: int, site: str, task: Task) -> PrivateRandomness:
+    return PrivateRandomness.seeded(seed, site, task.round)

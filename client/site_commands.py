@@ -1,0 +1,128 @@
+"""`grandrounds site`: what a hospital does with its custodian, from its founding to its books.
+
+What a command needs is imported inside it, so that the service starts light and no command waits for torch in vain.
+"""
+
+import getpass
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import UserError
+
+T = TypeVar("T")
+site = typer.Typer(help="A hospital's own side: found, check and serve a site, and read its books.", no_args_is_help=True)
+screen = Console(soft_wrap=True, highlight=False)
+
+PolicyFile = Annotated[Path, typer.Option("--policy", help="The site's policy, site.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
+
+
+@site.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's files go.")],
+    name: Annotated[str | None, typer.Option(help="The site's name, as coordinators will see it.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data description, data.toml.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
+    declared_size: Annotated[int | None, typer.Option(help="The site's public size: a round number.")] = None,
+    lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for all that is ever done.")] = None,
+    run_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for one run.")] = None,
+    study: Annotated[list[str] | None, typer.Option(help="A study that may run here; may be repeated.")] = None,
+    delta: Annotated[float, typer.Option(help="δ of all caps.")] = 1e-5,
+    listen: Annotated[str | None, typer.Option(help="Where to listen; default: a socket in DIR.")] = None,
+) -> None:
+    """Found a site: its policy with comments, its secret key, its empty ledger.
+
+    What isn't given is asked for. The declared size is never read off the data.
+    """
+    from client.founding import Choices, found
+
+    choices = Choices(
+        site=_asked(name, "--name", "The site's name, as coordinators will see it", str),
+        description=_asked(data, "--data", "Path of the data description (data.toml), from DIR", str),
+        unit=_asked(unit, "--unit", "Unit of privacy, patient or record", str),
+        declared_size=_asked(
+            declared_size, "--declared-size", "Public size of the site (a round number that may be known, no count)", int
+        ),
+        lifetime_epsilon=_asked(lifetime_epsilon, "--lifetime-epsilon", "Cap on ε for all that is ever done", float),
+        run_epsilon=_asked(run_epsilon, "--run-epsilon", "Cap on ε for one run", float),
+        studies=_asked(study, "--study", "Studies that may run here, with commas between, or *", _names),
+        delta=delta,
+        listen=listen or f"unix:{folder.absolute() / 'custodian.sock'}",
+    )
+    policy = found(folder, choices)
+    screen.print(f"{policy} is written: read it, then: grandrounds site check --policy {policy}", markup=False)
+
+
+@site.command()
+def serve(policy: PolicyFile = Path("site.toml")) -> None:
+    """Run the custodian until SIGTERM."""
+    from client.policy import read_policy
+    from client.served import open_site
+    from client.service import serve as run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    with open_site(read_policy(policy)) as opened:
+        run(opened)
+
+
+@site.command()
+def check(
+    policy: PolicyFile = Path("site.toml"),
+    coordinator: Annotated[str, typer.Option(help="host:port of the coordinator, to try the way there.")] = "",
+    authority: Annotated[str, typer.Option(help="Certificate of who signed the coordinator's.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Look at everything that can be wrong before serving; exit code 0 or 1. No budget is touched."""
+    from client.preflight import preflight
+
+    findings = preflight(policy, coordinator, authority)
+    if as_json:
+        _write_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            verdict = "[green]pass[/]" if finding.passed else "[red]FAIL[/]"
+            screen.print(f"{verdict}  {finding.check:<12}", end="")
+            screen.print(finding.says, markup=False)
+    if not all(finding.passed for finding in findings):
+        raise typer.Exit(1)
+
+
+@site.command()
+def quote(
+    policy: PolicyFile = Path("site.toml"),
+    run_config: Annotated[list[str] | None, typer.Option(help="A run-config TOML file, or key=value pairs.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan's own file instead, or its digest if it was asked for.")] = None,
+    study: Annotated[str, typer.Option(help="The study's name, if the run config has no run-id.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would cost, before any record is touched."""
+    from client.policy import read_policy
+    from client.quote import quote as price
+    from client.served import open_ledger
+
+    read = read_policy(policy)
+    with open_ledger(read) as ledger:
+        priced = price(read, ledger, _plan(read, plan, run_config or [], study))
+    if as_json:
+        _write_json(priced.as_json())
+    else:
+        screen.print(str(priced), markup=False)
+
+
+@site.command()
+def approve(
+    policy: PolicyFile = Path("site.toml"),
+    plan: Annotated[str | None, typer.Argument(help="Digest of a plan that was asked for (its beginning will do), or a plan's file.")] = None,
+    who: Annotated[str, typer.Option(help="Who approves; default: this account.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Read what a plan would cost and bind the approval into the ledger. Without a plan, list those that wait."""

@@ -1,0 +1,111 @@
+"""The student's lesson in one task: fit the teacher's soft labels, take private steps, say what it thinks.
+
+1. The student starts from public or already released state and fits the soft labels on the public cases (no private data, no budget).
+2. Its logits on them are b.
+3. It takes the plan's private steps on the site's own patients.
+4. Its logits are now a. `movement` returns a − b, so that the student's error of fit isn't mistaken for learning; `logits` returns a.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.egress import Opinion
+from client.noise import PrivateRandomness
+from client.private_data import PrivateRecords
+from client.private_step import Loss, StepSettings, private_steps
+from common import seeds
+from common.architectures import Architecture
+from common.codec import centred
+from common.distillation import Learner, build_learner, fit_soft_labels
+from common.losses import balanced_softmax_cross_entropy
+from common.messages import Task
+from common.models import private_ready
+from common.plan import Plan
+from common.proxy import Proxy
+
+
+@dataclass
+class Student:
+    """A site's student in one run, resident between tasks; its weights are those of the last committed release."""
+
+    proxy: Proxy
+    learner: Learner
+    _untaught: bytes
+    _seen: dict[bytes, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def enrol(
+        cls, plan: Plan, proxy: Proxy, architecture: Architecture, site: str, allowed_paths: Collection[str] = ()
+    ) -> "Student":
+        """Build the student from public seeds; a model that can't be trained in private is refused here."""
+        learner = build_learner(architecture, proxy, seeds.torch_seed(plan.seed, "student", site), allowed_paths)
+        learner = Learner(learner.features, private_ready(learner.model))
+        return cls(proxy, learner, learner.state())
+
+    def restart(self, state: bytes | None) -> None:
+        """Go back to the state of the last committed release, or to the untaught one."""
+        self.learner.restore(state or self._untaught)
+
+    def phi(self, cases_P: NDArray[np.int32]) -> Tensor:
+        """What the student sees of these public cases; kept for the next task on the same ones."""
+        key = cases_P.tobytes()
+        if key not in self._seen:
+            self._seen = {key: self.learner.phi_public(self.proxy.x[cases_P])}
+        return self._seen[key]
+
+    def study_soft_labels(self, task: Task) -> NDArray[np.float32]:
+        """Fit the task's soft labels on its public cases; return the student's logits b on them."""
+        phi_P = self.phi(task.cases_P)
+        fit_soft_labels(
+            self.learner,
+            phi_P,
+            task.log_soft_labels_PC.astype(np.float32),
+            self.proxy.y[task.cases_P],
+            task.plan.student,
+            seeds.torch_seed(task.plan.seed, "soft labels", task.round),
+        )
+        return self.learner.logits(phi_P)
+
+    def public_lesson(self, task: Task) -> Opinion:
+        """A lesson without private steps: what a site says whose budget is spent, or whose private step failed."""
+        before_PC = self.study_soft_labels(task)
+        return self._opinion(task, before_PC, ())
+
+    def private_lesson(
+        self, task: Task, records: PrivateRecords, declared_size: int, randomness: PrivateRandomness
+    ) -> Opinion:
+        """A lesson with the plan's private steps. Its events must have been charged before this is called."""
+        plan = task.plan
+        histogram_C: tuple[int, ...] = ()
+        loss: Loss = nn.functional.cross_entropy
+        if plan.histogram_share and task.round == 1:
+            share = plan.epsilon * plan.histogram_share
+            histogram_C = tuple(records.for_label_histogram(self.proxy, plan.unit, share, randomness).tolist())
+            loss = _balanced_loss(histogram_C)
+        before_PC = self.study_soft_labels(task)
+        settings = StepSettings(
+            noise_multiplier=plan.noise_multiplier(),
+            clipping_norm=plan.clipping_norm,
+            sample_rate=plan.sample_rate,
+            declared_size=declared_size,
+            step_size=plan.step_size,
+        )
+        units = records.for_private_step(self.proxy, self.learner, plan.unit)
+        private_steps(self.learner.model, units, plan.steps_per_round, settings, loss, randomness)
+        return self._opinion(task, before_PC, histogram_C)
+
+    def _opinion(self, task: Task, before_PC: NDArray[np.float32], histogram_C: tuple[int, ...]) -> Opinion:
+        after_PC = self.learner.logits(self.phi(task.cases_P))
+        spoken_PC = centred(after_PC - before_PC if task.plan.returns == "movement" else after_PC)
+        return Opinion(np.nan_to_num(spoken_PC, nan=0.0, posinf=0.0, neginf=0.0), histogram_C, self.learner.state())
+
+
+def _balanced_loss(histogram_C: tuple[int, ...]) -> Loss:
+    count_C = torch.tensor(histogram_C, dtype=torch.float32).clamp(min=1.0)
+    log_prior_C = (count_C / count_C.sum()).log()
+    return lambda logits, labels: balanced_softmax_cross_entropy(logits, labels, log_prior_C)

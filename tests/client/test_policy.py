@@ -1,0 +1,162 @@
+"""The policy: strict at the door, first objection wins, and no plan, however odd, makes it stumble."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from client.policy import RULES, read_policy
+from common.architectures import Architecture
+from common.errors import UserError
+from common.messages import Rule
+
+STUDENT = {
+    "temperature": 2.0,
+    "alpha": 1.0,
+    "epochs": 50,
+    "learning_rate": 0.01,
+    "weight_decay": 0.001,
+    "model": "linear",
+    "features": "none",
+    "feature_size": 128,
+}
+
+
+def test_what_site_init_writes_is_a_policy(hospital):
+    policy = read_policy(hospital.policy_path)
+    assert policy.site == "north"
+    assert policy.data.declared_size == 50
+    assert Path(policy.state) == hospital.folder / "state"
+    assert policy.refusal(hospital.plan()) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ('unit = "patient"', "", "data.unit"),
+        ("declared-size = 50", "", "data.declared-size"),
+        ("declared-size = 50", "declared-size = 0", "data.declared-size"),
+        ("declared-size = 50", 'declared-size = "50"', "data.declared-size"),
+        ("lifetime-epsilon = 3.0", "", "budget.lifetime-epsilon"),
+        ("lifetime-epsilon = 3.0", "lifetime-epsilon = inf", "budget.lifetime-epsilon"),
+        ("lifetime-epsilon = 3.0", "lifetime-epsilon = nan", "budget.lifetime-epsilon"),
+        ("delta = 1e-05", "delta = 1.0", "budget.delta"),
+        ("approval = false", "aproval = false", "aproval"),
+        ("every-seconds = 0.0", "", "replies.every-seconds"),
+        ("[replies]", "[reply]", "repl"),
+        ("rounds = 200", "rounds = 200.5", "allow.rounds"),
+        ('listen = "unix:', 'listen = "', "service.listen"),
+        ('listen = "unix:', 'listen = "tcp:0.0.0.0:1', "service.listen"),
+        ('listen = "unix:', f'listen = "unix:/{"x" * 200}', "service"),
+        ('site = "north"', 'site = "the north"', "site"),
+        ('site = "north"', "site = north", "TOML"),
+    ],
+)
+def test_a_policy_that_is_not_right_is_refused_by_key(hospital, before, after, named):
+    hospital.amend({before: after})
+    with pytest.raises(UserError, match=named):
+        read_policy(hospital.policy_path)
+
+
+def test_tcp_needs_certificates(hospital):
+    hospital.amend({f'"unix:{hospital.folder}/door.sock"': '"tcp:127.0.0.1:7443"'})
+    with pytest.raises(UserError, match="certificate"):
+        read_policy(hospital.policy_path)
+
+
+def test_no_policy_no_service(tmp_path):
+    with pytest.raises(UserError, match="no policy, no service"):
+        read_policy(tmp_path / "site.toml")
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+@pytest.mark.parametrize("file", ["site.toml", "data.toml"])
+def test_a_file_that_others_can_write_is_refused(hospital, file, mode):
+    (hospital.folder / file).chmod(mode)
+    with pytest.raises(UserError, match=f"{file}: others can write it.*chmod go-w"):
+        read_policy(hospital.policy_path)
+
+
+def test_a_folder_that_others_can_write_is_refused(hospital):
+    hospital.folder.chmod(0o770)
+    with pytest.raises(UserError, match="others can write it"):
+        read_policy(hospital.policy_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_account_is_refused(hospital):
+    os.chown(hospital.folder, 12345, 12345)
+    with pytest.raises(UserError, match="another account"):
+        read_policy(hospital.policy_path)
+
+
+@pytest.mark.parametrize(
+    ("amendment", "plan"),
+    [
+        ({'studies = ["*"]': 'studies = ["study-2"]'}, {}),
+        ({'methods = ["descent", "oneshot", "fedmd"]': 'methods = ["fedmd"]'}, {}),
+        ({}, {"student": STUDENT | {"model": "os:system"}}),
+        ({'models = ["linear", "mlp", "cnn", "resnet-gn"]': 'models = ["*"]'}, {"student": STUDENT | {"model": "os:system"}}),
+        ({}, {"student": STUDENT | {"model": "transformer"}}),
+        ({}, {"student": STUDENT | {"features": "teacher"}}),
+        ({}, {"student": STUDENT | {"epochs": 10**9}}),
+        ({'proxies = ["*"]': f'proxies = ["{"0" * 64}"]'}, {}),
+        ({}, {"codec": "fp32"}),
+        ({}, {"rounds": 201}),
+        ({}, {"steps_per_round": 10_000}),
+        ({}, {"clipping_norm": 1e5}),
+        ({}, {"unit": "record"}),
+        ({}, {"delta": 1e-4}),
+        ({}, {"epsilon": 1.001}),
+        ({}, {"histogram_share": 0.1}),
+        ({"noise-multiplier = 0.5": "noise-multiplier = 50.0"}, {}),
+    ],
+)
+def test_each_rule_refuses(hospital, amendment, plan):
+    hospital.amend(amendment)
+    objection = read_policy(hospital.policy_path).refusal(hospital.plan(**plan))
+    assert objection is not None
+    rule, reason = objection
+    assert rule is Rule.NOT_ALLOWED
+    assert reason in {reason for reason, _ in RULES}
+
+
+def test_code_by_import_path_runs_only_where_the_policy_names_it(hospital):
+    own = hospital.plan(student=STUDENT | {"model": "our.models:Tiny"})
+    assert read_policy(hospital.policy_path).refusal(own) is not None
+    hospital.amend({'models = ["linear",': 'models = ["our.models:Tiny", "linear",'})
+    assert read_policy(hospital.policy_path).refusal(own) is None
+
+
+def test_a_student_of_the_sites_own_replaces_the_proposed_one(hospital):
+    with hospital.policy_path.open("a") as file:
+        file.write('\n[student]\nmodel = "mlp"\nfeatures = "pca"\nfeature-size = 2\n')
+    policy = read_policy(hospital.policy_path)
+    assert policy.refusal(hospital.plan(student=STUDENT | {"model": "os:system"})) is None
+    assert policy.architecture(Architecture("os:system")) == Architecture("mlp", "pca", 2)
+
+
+EXTREME_BUT_ALLOWED = st.fixed_dictionaries(
+    {
+        "rounds": st.integers(1, 200),
+        "steps_per_round": st.integers(1, 100),
+        "sample_rate": st.sampled_from([1.0, 1e-9, 1e-300, 5e-324]) | st.floats(0, 1, exclude_min=True),
+        "epsilon": st.sampled_from([5e-324, 1e-9]) | st.floats(0, 1, exclude_min=True),
+        "delta": st.sampled_from([5e-324, 1e-300]) | st.floats(0, 1e-5, exclude_min=True),
+        "histogram_share": st.sampled_from([0.0, 1 - 2**-53]) | st.floats(0, 1, exclude_max=True),
+    }
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=EXTREME_BUT_ALLOWED)
+def test_no_plan_makes_the_policy_stumble_or_reckon_for_long(hospital, changes):
+    text = hospital.policy_path.read_text().replace("histogram = false", "histogram = true")
+    hospital.policy_path.write_text(text)
+    policy = read_policy(hospital.policy_path)
+    began = time.monotonic()
+    policy.refusal(hospital.plan(**changes))
+    assert time.monotonic() - began < 20

@@ -1,0 +1,125 @@
+"""The private step does what the mechanism on paper does: clip each example, sum, add noise, divide by the declared size."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from client.noise import PrivateRandomness
+from client.private_step import StepSettings, Units, private_steps
+
+LOSS = nn.functional.cross_entropy
+
+
+def network(kind: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {
+            "linear": lambda: nn.Linear(5, 3),
+            "mlp": lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)),
+        }[kind]()
+
+
+def examples(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.normal(size=(n, 5)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, n))
+
+
+def naive_step(model: nn.Module, phi, y, step: StepSettings) -> list[torch.Tensor]:
+    """One step without noise, example by example."""
+    total = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    for x_1, y_1 in zip(phi, y, strict=True):
+        model.zero_grad()
+        LOSS(model(x_1[None]), y_1[None]).backward()
+        gradient = [parameter.grad.clone() for parameter in model.parameters()]
+        norm = torch.sqrt(sum(part.square().sum() for part in gradient))
+        if torch.isfinite(norm):
+            factor = min(1.0, step.clipping_norm / (float(norm) + 1e-6))
+            total = [one + factor * part for one, part in zip(total, gradient, strict=True)]
+    return [
+        parameter.detach() - step.step_size * one / (step.sample_rate * step.declared_size)
+        for parameter, one in zip(model.parameters(), total, strict=True)
+    ]
+
+
+def silent(**changes) -> StepSettings:
+    numbers = dict(noise_multiplier=0.0, clipping_norm=0.3, sample_rate=1.0, declared_size=50, step_size=2.0)
+    return StepSettings(**(numbers | changes))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(0, 40), declared=st.integers(1, 1000), clip=st.floats(0.01, 10))
+def test_a_step_without_noise_equals_the_naive_one(kind, n, declared, clip):
+    step = silent(declared_size=declared, clipping_norm=clip)
+    phi, y = examples(n)
+    model = network(kind)
+    expected = naive_step(network(kind), phi, y, step)
+    private_steps(model, Units.group(phi, y, None), 1, step, LOSS, PrivateRandomness())
+    for parameter, wanted in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_batches_larger_than_memory_allows_give_the_same_step(monkeypatch):
+    phi, y = examples(50)
+    whole, pieces = network("mlp"), network("mlp")
+    private_steps(whole, Units.group(phi, y, None), 2, silent(), LOSS, PrivateRandomness())
+    monkeypatch.setattr("client.private_step.MICRO_BATCH", 7)
+    private_steps(pieces, Units.group(phi, y, None), 2, silent(), LOSS, PrivateRandomness())
+    for one, other in zip(whole.parameters(), pieces.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_record_with_a_gradient_that_is_not_finite_counts_as_absent(kind, broken):
+    phi, y = examples(20)
+    poisoned = phi.clone()
+    poisoned[7] = broken
+    with_it, without_it = network(kind), network(kind)
+    private_steps(with_it, Units.group(poisoned, y, None), 3, silent(), LOSS, PrivateRandomness())
+    others = torch.arange(20) != 7
+    private_steps(without_it, Units.group(phi[others], y[others], None), 3, silent(), LOSS, PrivateRandomness())
+    for one, other in zip(with_it.parameters(), without_it.parameters(), strict=True):
+        assert torch.isfinite(one).all()
+        if broken != 3e38:  # a huge finite record may have a finite gradient, which is clipped like any other
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_the_noise_has_the_scale_that_the_accountant_was_told():
+    step = silent(noise_multiplier=3.0, clipping_norm=0.5, declared_size=10, step_size=1.0)
+    phi, y = examples(0)
+    model = nn.Linear(5, 4000)
+    before = model.weight.detach().clone()
+    private_steps(model, Units.group(phi, y, None), 1, step, LOSS, PrivateRandomness())
+    moved = (model.weight.detach() - before) * 10
+    assert moved.std().item() == pytest.approx(3.0 * 0.5, rel=0.03)
+    assert moved.mean().item() == pytest.approx(0.0, abs=0.05)
+
+
+def test_poisson_sampling_takes_units_at_the_stated_rate_and_one_record_of_each():
+    phi, y = examples(3000)
+    patients = np.arange(3000) // 3  # a thousand patients, three records each
+    units = Units.group(phi, y, patients)
+    randomness = PrivateRandomness()
+    sizes = []
+    for _ in range(200):
+        taken = units.sample(randomness, 0.1)
+        assert len(np.unique(patients[taken])) == len(taken)
+        sizes.append(len(taken))
+    assert np.mean(sizes) == pytest.approx(100, rel=0.05)
+    full = np.concatenate([units.sample(randomness, 1.0) for _ in range(30)])
+    assert len(full) == 30_000
+    assert set(full % 3) == {0, 1, 2}
+
+
+def test_adding_a_unit_moves_the_sum_by_at_most_the_clipping_norm():
+    step = silent(clipping_norm=0.2, declared_size=1, step_size=1.0)
+    phi, y = examples(30)
+    with_all, without_last = network("mlp"), network("mlp")
+    private_steps(with_all, Units.group(phi * 100, y, None), 1, step, LOSS, PrivateRandomness())
+    private_steps(without_last, Units.group(phi[:-1] * 100, y[:-1], None), 1, step, LOSS, PrivateRandomness())
+    moved = [one - other for one, other in zip(with_all.parameters(), without_last.parameters(), strict=True)]
+    assert torch.sqrt(sum(part.square().sum() for part in moved)).item() <= 0.2 * (1 + 1e-4)
