@@ -1,0 +1,136 @@
+"""Admission: what a site sends is hostile input until it has been held against the task.
+
+A reply that is broken, late, doubled or about something else costs its own contribution and nothing more; the round goes on with the rest, and
+the reason is kept by name. A site's texts are never shown: reasons are ours.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+from flwr.common.serde import message_to_proto
+
+from common.envelope import unseal
+from common.messages import Answer, MessageError, Refusal, Release, Task, decode_answer
+from server.aggregation import Contribution
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site as the coordinator knows it."""
+
+    node_id: int
+    site: str
+    declared_size: int
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A round's answers after admission.
+
+    Attributes:
+        contributions: What the ensemble is made of, by site name.
+        left_out: Why the others are not in it.
+        idle: Sites that answered without private steps. Any other may have charged its budget, also one that didn't answer.
+        heads: Each answering site's ledger head, which the next task brings back.
+        payload_bytes, wire_bytes: Size of each answering site's release body, and of its whole serialised message.
+    """
+
+    contributions: tuple[Contribution, ...]
+    left_out: Mapping[str, str]
+    idle: frozenset[str]
+    heads: Mapping[str, bytes]
+    payload_bytes: Mapping[str, int]
+    wire_bytes: Mapping[str, int]
+
+
+class NotAdmitted(ValueError):
+    """A reply that does not answer the task; its text is the reason."""
+
+
+def admit(replies: Iterable[Message], asked: Mapping[str, Task], members: Mapping[str, Member]) -> Admitted:
+    """Sort a round's replies into contributions and reasons.
+
+    Args:
+        replies: Flower's replies, in any order.
+        asked: The task that each site was sent, by the id of the message that carried it.
+        members: The site behind each message id.
+    """
+    contributions: dict[str, Contribution] = {}
+    left_out: dict[str, str] = {}
+    idle: set[str] = set()
+    heads: dict[str, bytes] = {}
+    payload: dict[str, int] = {}
+    wire: dict[str, int] = {}
+    for reply in replies:
+        message_id = reply.metadata.reply_to_message_id
+        if message_id not in members:
+            continue  # an answer to something that this round did not ask
+        member = members[message_id]
+        if member.site in contributions or member.site in left_out:
+            left_out[member.site] = "answered twice"
+            contributions.pop(member.site, None)
+            continue
+        try:
+            release = release_in(reply, asked[message_id])
+        except NotAdmitted as reason:
+            left_out[member.site] = str(reason)
+            continue
+        heads[member.site] = release.head
+        payload[member.site] = len(release.encode())
+        wire[member.site] = message_to_proto(reply).ByteSize()
+        if release.steps == 0:
+            left_out[member.site] = "its budget is spent: it learns and answers, without private steps"
+            idle.add(member.site)
+            continue
+        contributions[member.site] = Contribution(
+            member.site, release.logits(), member.declared_size, release.histogram_C
+        )
+    for member in members.values():
+        if member.site not in contributions:
+            left_out.setdefault(member.site, "no answer in time")
+    in_order = tuple(contributions[site] for site in sorted(contributions))
+    return Admitted(in_order, left_out, frozenset(idle), heads, payload, wire)
+
+
+def answer_in(reply: Message) -> Answer:
+    """Read whatever a site answered; raises `NotAdmitted`."""
+    if reply.has_error():
+        # The text of the error comes from the site's process: its code is enough.
+        raise NotAdmitted(f"its client app failed (Flower's error code {reply.error.code})")
+    try:
+        answer = decode_answer(unseal(reply.content))
+    except MessageError as error:
+        raise NotAdmitted(f"a malformed answer: {error}") from None
+    if isinstance(answer, Refusal):
+        raise NotAdmitted(f"refused: {answer}")
+    return answer
+
+
+def release_in(reply: Message, task: Task) -> Release:
+    """Read a release and hold it against the task that it should answer; raises `NotAdmitted`."""
+    release = answer_in(reply)
+    if not isinstance(release, Release):
+        raise NotAdmitted("an answer of another kind than a release")
+    plan = task.plan
+    expected_bins = plan.classes if plan.histogram_share and task.round == 1 else 0
+    checks = (
+        (release.task_digest == task.digest(), "about another task"),
+        (release.proxy_digest == bytes.fromhex(plan.proxy_digest), "about another proxy"),
+        (release.round == task.round, "about another round"),
+        (release.cases == len(task.cases_P) and release.classes == plan.classes, "of another shape"),
+        (release.codec == plan.codec, "in another codec"),
+        (release.steps in (0, plan.steps_per_round), "with another number of private steps"),
+        (len(release.histogram_C) == expected_bins, "with a histogram that nobody asked for, or without the one bought"),
+    )
+    for holds, complaint in checks:
+        if not holds:
+            raise NotAdmitted(f"a release {complaint}")
+    try:
+        finite = bool(np.isfinite(release.logits()).all())
+    except MessageError as error:
+        raise NotAdmitted(f"a malformed release: {error}") from None
+    if not finite:
+        raise NotAdmitted("a release with values that are not finite")
+    return release

@@ -1,0 +1,147 @@
+"""What the coordinator writes down: a line a round while it runs, and at the end the folder of results.
+
+The folder is built aside (`common.runs`) and gets its name only when it is whole, so that nobody takes half a result for one.
+"""
+
+import resource
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from common.config import RunConfig
+from common.datasets import PublicData
+from common.metrics import headline_metric
+from common.plan import Plan
+from common.runs import RunFolder, disk_errors
+from common.summary import (
+    Bytes,
+    LeftOut,
+    Metrics,
+    PublicSizes,
+    Results,
+    Round,
+    SitePrivacy,
+    Summary,
+    statistic,
+    write,
+)
+from server.admission import Admitted, Member
+from server.correspondence import Roll
+from server.report import render
+
+ROUNDS = "rounds.jsonl"
+REPORTED = ("auroc", "accuracy")
+"""Metrics of a summary."""
+PACKAGES = ("flwr", "torch", "opacus", "dp-accounting", "numpy")
+
+
+def metrics_of(scores: Mapping[str, float]) -> Metrics:
+    """Turn one seed's scores into statistics, those that are fractions."""
+    return {name: statistic([scores[name]]) for name in REPORTED if name in scores}
+
+
+def write_results(summary: Summary, folder: Path) -> None:
+    """Write `summary.json` and `report.html`."""
+    write(summary, folder / "summary.json")
+    with disk_errors(folder / "report.html"):
+        (folder / "report.html").write_text(render(summary), encoding="utf-8")
+
+
+class Journal:
+    """The rounds so far, kept in memory and, a line each, in `rounds.jsonl`."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig, plan: Plan) -> None:
+        """Start the clock."""
+        self._folder = folder.path
+        self._config = config
+        self._plan = plan
+        self._started = time.monotonic()
+        self._rounds: list[Round] = []
+        self._payload: list[int] = []
+        self._wire: list[int] = []
+        self._charged: set[str] = set()
+
+    def note(self, round_number: int, admitted: Admitted, roll: Roll, scores: Mapping[str, float]) -> None:
+        """Write one round down."""
+        sizes = list(admitted.payload_bytes.values())
+        self._payload += sizes
+        self._wire += admitted.wire_bytes.values()
+        self._charged |= roll.members.keys() - admitted.idle
+        line = Round(
+            seed=self._config.seed,
+            round=round_number,
+            metrics={name: scores[name] for name in REPORTED if name in scores},
+            epsilon_spent=self._plan.guarantee(round_number).epsilon if self._charged else 0.0,
+            answered=tuple(one.site for one in admitted.contributions),
+            left_out=tuple(LeftOut(site=site, reason=why) for site, why in {**roll.absent, **admitted.left_out}.items()),
+            bytes_up=_bytes(sizes),
+        )
+        self._rounds.append(line)
+        path = self._folder / ROUNDS
+        with disk_errors(path), path.open("a") as file:
+            file.write(line.model_dump_json() + "\n")
+
+    def finish(self, public: PublicData, members: Mapping[str, Member], results: Results) -> None:
+        """Sum the run up: `summary.json` and `report.html`."""
+        write_results(self._summary(public, members, results), self._folder)
+
+    def _summary(self, public: PublicData, members: Mapping[str, Member], results: Results) -> Summary:
+        classes = public.proxy.preprocessing.classes
+        labelled = int((public.proxy.y >= 0).sum())
+        return Summary(
+            scenario=self._config.scenario,
+            seeds=(self._config.seed,),
+            results=results,
+            privacy=tuple(self._privacy(site) for site in members),
+            bytes_up_per_site_per_round=_bytes(self._payload),
+            wire_bytes_up_per_site_per_round=_bytes(self._wire),
+            rounds=len(self._rounds),
+            seconds=time.monotonic() - self._started,
+            peak_memory_mib=peak_memory_mib(),
+            method=self._config.method,
+            run_id=self._plan.study,
+            finished=datetime.now(UTC),
+            headline_metric=headline_metric(classes),
+            classes=classes,
+            public=PublicSizes(
+                proxy=len(public.proxy),
+                proxy_labelled=labelled,
+                validation=len(public.validation.y),
+                test=len(public.test.y),
+                by_assumption=public.by_assumption,
+            ),
+            declared_sizes={site: member.declared_size for site, member in members.items()},
+            proxy_digests=(self._plan.proxy_digest,),
+            run_config=self._config.flat(),
+            history=tuple(self._rounds),
+            versions={name: version(name) for name in PACKAGES},
+        )
+
+    def _privacy(self, site: str) -> SitePrivacy:
+        """A site's ε is the whole plan's, also if the run stopped early or its answers were lost.
+
+        Only a site that said in every round that it took no private step has spent nothing.
+        """
+        guarantee = self._plan.guarantee()
+        return SitePrivacy(
+            site=site,
+            epsilon=guarantee.epsilon if site in self._charged else 0.0,
+            delta=guarantee.delta,
+            unit=guarantee.unit,
+            adjacency=guarantee.adjacency,
+            accountant=guarantee.accountant,
+            horizon="run",
+            noise_multiplier=self._plan.noise_multiplier(),
+            clipping_norm=self._plan.clipping_norm,
+        )
+
+
+def _bytes(sizes: list[int]) -> Bytes:
+    return Bytes(mean=sum(sizes) / len(sizes) if sizes else 0.0, max=max(sizes, default=0))
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
