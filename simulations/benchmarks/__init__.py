@@ -1,0 +1,1 @@
+"""What transport and private steps cost: measured, not guessed."""

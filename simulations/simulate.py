@@ -1,0 +1,137 @@
+"""`grandrounds simulate`: a whole federation on this machine, seed by seed, with what it must be held against.
+
+Each seed is one run of the real apps on the chosen backend. Then come the comparisons that need everybody's records, the merged
+summary and the report. The folder of results appears under its name only when all of it is whole.
+"""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from client.simulated import close_sites
+from common.config import RunConfig
+from common.datasets import load_public, sites
+from common.errors import ConfigError, UserError
+from common.runs import RunFolder, disk_errors, working_folder
+from common.summary import Summary, merge, read
+from server.app import choose_cases
+from server.methods import method_of
+from server.results import ROUNDS, peak_memory_mib, write_results
+from simulations.comparisons import with_comparisons
+from simulations.inprocess import run_inprocess
+from simulations.ray_backend import find_project, run_ray
+
+Backend = Literal["inprocess", "ray"]
+MODELS = ("teacher.safetensors", "student.safetensors")
+
+OnRound = Callable[[dict[str, Any]], None]
+"""Called with each finished round, as `rounds.jsonl` has it."""
+OnStage = Callable[[int, str], None]
+"""Called with the seed and what begins: `rounds` or `comparisons`."""
+
+
+def simulate(
+    config: RunConfig, seeds: Sequence[int], backend: Backend, final: Path, on_stage: OnStage, on_round: OnRound
+) -> Summary:
+    """Run a scenario once a seed, compare, and write the folder of results.
+
+    Args:
+        config: The run; its seed is replaced by each of `seeds`.
+        seeds: Seeds of the repetitions.
+        backend: Where the nodes live.
+        final: The folder of results; it must not be there yet, or be empty.
+        on_stage: Progress, stage by stage.
+        on_round: Progress, round by round.
+
+    Raises:
+        UserError: if anything is refused or fails; then no folder is left.
+    """
+    torch.set_num_threads(1)
+    check(config, seeds)
+    with RunFolder.open(final) as folder:
+        summaries = []
+        for seed in seeds:
+            seeded = config.model_copy(update={"seed": seed, "out": str(folder.path), "run_id": f"seed-{seed}"})
+            on_stage(seed, "rounds")
+            with rounds_watched(folder.path / f"seed-{seed}", on_round):
+                run_once(seeded, backend, final.with_name(f"{final.name}-seed-{seed}.log"))
+            on_stage(seed, "comparisons")
+            summaries.append(compared(seeded, backend, folder.path / f"seed-{seed}"))
+        merged = merge(summaries).model_copy(update={"run_id": final.name})
+        write_results(merged, folder.path)
+        for model in MODELS:
+            with disk_errors(folder.path / model):
+                shutil.copyfile(folder.path / f"seed-{seeds[0]}" / model, folder.path / model)
+    return merged
+
+
+def check(config: RunConfig, seeds: Sequence[int]) -> None:
+    """Refuse what can be refused before anything starts."""
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds {','.join(map(str, seeds))}: a seed occurs twice")
+    method_of(config)
+    count = len(sites(config))
+    if config.min_sites > count:
+        raise ConfigError("run config", "min-sites", config.min_sites, f"at most the {count} sites there are")
+    for seed in seeds:
+        public = load_public(config.model_copy(update={"seed": seed}))
+        choose_cases(config, len(public.proxy))
+
+
+def run_once(config: RunConfig, backend: Backend, log_file: Path) -> None:
+    """Run the apps once; Ray's log stays only if the run fails."""
+    flat, nodes = config.flat(), len(sites(config))
+    if backend == "inprocess":
+        try:
+            run_inprocess(flat, nodes)
+        finally:
+            close_sites()
+    else:
+        run_ray(find_project(), flat, nodes, log_file)
+        log_file.unlink()
+
+
+def compared(config: RunConfig, backend: Backend, folder: Path) -> Summary:
+    """Add to the summary of one seed what needs everybody's records."""
+    summary = read(folder / "summary.json")
+    summary = summary.model_copy(
+        update={
+            "results": with_comparisons(config, summary.results),
+            "backend": backend,
+            "peak_memory_mib": max(summary.peak_memory_mib, peak_memory_mib()),
+        }
+    )
+    write_results(summary, folder)
+    return summary
+
+
+@contextmanager
+def rounds_watched(final: Path, on_round: OnRound) -> Iterator[None]:
+    """Follow `rounds.jsonl` from another thread: the server app may be in this process or in another."""
+    over = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last_look = over.wait(0.05)
+            path = next((place / ROUNDS for place in (final, working_folder(final)) if (place / ROUNDS).exists()), None)
+            lines = path.read_text().split("\n")[:-1] if path else []
+            for line in lines[seen:]:
+                on_round(json.loads(line))
+            seen = max(seen, len(lines))
+            if last_look:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
