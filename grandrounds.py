@@ -1,6 +1,7 @@
 """`grandrounds`: the command line's one front door.
 
-Commands live with the room they belong to; this file only hangs the doors, and turns what a user can mend into one line and exit code 2.
+Commands live with the room they belong to; this file only hangs the doors, and turns what a user can mend
+into one line and exit code 2.
 """
 
 import os
@@ -13,8 +14,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import typer
 from rich.console import Console
 
+from client.site_commands import site
 from common.errors import UserError
 from simulations.commands import simulate
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit codes, as shells give them."""
 
 cli = typer.Typer(
     help="Hospitals learn together without moving a patient record.",
@@ -23,6 +28,7 @@ cli = typer.Typer(
     add_completion=False,
 )
 cli.command()(simulate)
+cli.add_typer(site, name="site")
 
 
 @cli.callback()
@@ -33,17 +39,23 @@ def front_door() -> None:
 def main() -> None:
     """Run a command.
 
-    Exit codes: 0 success, 2 something the user can mend, 130 interrupted.
+    Exit codes: 0 success, 2 something the user can mend, 130 and 143 interrupted (Ctrl-C, SIGTERM).
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        cli(standalone_mode=True)
+        cli()
     except UserError as error:
-        Console(stderr=True).print(f"grandrounds: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        _say(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("grandrounds: interrupted; nothing half-written is left", markup=False)
-        sys.exit(130)
+    except SystemExit as end:  # what typer makes of Ctrl-C, too
+        if end.code in (INTERRUPTED, TERMINATED):
+            _say("interrupted; nothing half-written is left")
+        raise
+
+
+def _say(text: str) -> None:
+    screen = Console(stderr=True, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"grandrounds: {text}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The courier: Flower's ClientApp at a site. It carries bodies between the coordinator and the custodian, and knows nothing.
+"""The courier: Flower's ClientApp at a site. It carries bodies to and from the custodian and knows nothing.
 
-It is code that the coordinator may send and replace, so it holds no data, no key and no budget, and needs neither
-torch nor opacus. The custodian is reached through the socket that the site's node config names
-(`custodian = "unix:/run/grandrounds/custodian.sock"`). Where the node config names a partition instead, this is a
-simulation: the same custodian is called in this process (`client.simulated`).
+It is code that the coordinator may send and replace, so it holds no data, no key and no budget, and needs
+neither torch nor opacus. The custodian is reached through the socket that the site's node config names
+(`custodian = "unix:/run/grandrounds/custodian.sock"`). Where the node config names a partition instead, this
+is a simulation: the same custodian is called in this process (`client.simulated`).
 """
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,7 +14,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from common.envelope import seal, unseal
+from common.errors import UserError
 from common.messages import MessageError, Refusal, Rule
+
+log = logging.getLogger("grandrounds.courier")
 
 app = ClientApp()
 
@@ -50,7 +54,9 @@ def _carry(message: Message, context: Context, ask: Callable[[Site, bytes], byte
         answer = ask(reach_site(context), unseal(message.content))
     except MessageError:
         answer = Refusal(Rule.MALFORMED).encode()
-    except ConnectionError:  # what an exception says would travel to the coordinator
+    except Exception as error:  # what it says would travel to the coordinator
+        expected = isinstance(error, OSError | UserError)
+        log.error("the custodian gives no answer: %s", error, exc_info=None if expected else error)
         answer = Refusal(Rule.UNAVAILABLE).encode()
     return Message(seal(answer), reply_to=message)
 

@@ -4,11 +4,16 @@ A plan that came without approval is refused and kept here, so that the person f
 into the ledger is the study, the plan's digest, the quote that was read, who read it, and when.
 """
 
+import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from client.ledger import Ledger
+from client.quote import Quote
+from common.errors import UserError
 from common.plan import Plan
 
 MOST_ASKED = 64
@@ -45,3 +50,26 @@ class AskedPlans:
     def drop(self, plan: Plan) -> None:
         """Forget a plan that was approved or turned down."""
         (self.folder / f"{plan.digest().hex()}.json").unlink(missing_ok=True)
+
+
+def plan_named(asked: AskedPlans, name: str) -> Plan:
+    """Find a plan by its file, or by the beginning of its digest among those that were asked for.
+
+    Raises:
+        UserError: if there is no such plan, or more than one.
+    """
+    if Path(name).is_file():
+        try:
+            return Plan.model_validate_json(Path(name).read_bytes())
+        except ValidationError:
+            raise UserError(f"{name} is not a plan") from None
+    found = [plan for plan in asked.all() if plan.digest().hex().startswith(name)]
+    if len(found) != 1:
+        raise UserError(f"{len(found)} of the plans that were asked for have a digest that begins with {name!r}")
+    return found[0]
+
+
+def approve(ledger: Ledger, quote: Quote, who: str) -> None:
+    """Bind a person's yes to exactly the plan whose quote they read."""
+    plan, when = quote.plan, datetime.now(UTC).isoformat(timespec="seconds")
+    ledger.approve(plan.study, plan.digest(), json.dumps(quote.as_json(), ensure_ascii=False), who, when)

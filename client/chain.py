@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import json
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -113,8 +114,9 @@ class Pen:
         chain, content = self._chain, attachments or {}
         number, head = self.written[-1].number if self.written else chain.length, self.head
         sealed = {name: [len(data), chain.seal_of(number + 1, name, data)] for name, data in content.items()}
-        fields = {"kind": kind, "when": datetime.now(UTC).isoformat(timespec="seconds"), **body}
-        text = _canonical(fields | ({"attachments": sealed} if sealed else {}))
+        # The nonce keeps two histories apart that a restored copy would make alike to the second.
+        fields = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "nonce": secrets.token_hex(8)}
+        text = _canonical(fields | {"kind": kind, **body} | ({"attachments": sealed} if sealed else {}))
         entry = chain.read_entry(number + 1, text, chain.head_of(head, number + 1, text))
         chain.database.execute("INSERT INTO entries VALUES (?, ?, ?)", (entry.number, text, entry.head))
         for name, data in content.items():
@@ -182,14 +184,12 @@ class Chain:
             raise LedgerError(path, "unwritable", f"it can't be created: {error.strerror}") from None
         with _named(path):
             chain = cls(path, key, anchor, _connect(path, PATIENCE), absorb)
-            kind, body = first
-            with chain._transaction("BEGIN IMMEDIATE"):
-                for statement in _SCHEMA:
-                    chain.database.execute(statement)
-                chain.database.execute(f"PRAGMA application_id = {_APPLICATION}")
-                pen = Pen(chain)
-                pen.append(kind, {"key": chain.key_name, **body})
-            chain._settle(pen)
+            try:
+                chain._begin(*first)
+            except BaseException:
+                chain.close()
+                path.unlink()
+                raise
         _sync_folder(path.parent)
         return chain
 
@@ -297,9 +297,19 @@ class Chain:
     def read_entry(self, number: int, text: bytes, head: bytes) -> Entry:
         """Unfold an entry's bytes, which are known to be ours."""
         body = json.loads(text)
+        del body["nonce"]
         return Entry(number, body.pop("when"), body.pop("kind"), body, head)
 
     # ---- Soundness ----
+
+    def _begin(self, kind: str, body: Mapping[str, Any]) -> None:
+        with self._transaction("BEGIN IMMEDIATE"):
+            for statement in _SCHEMA:
+                self.database.execute(statement)
+            self.database.execute(f"PRAGMA application_id = {_APPLICATION}")
+            pen = Pen(self)
+            pen.append(kind, {"key": self.key_name, **body})
+        self._settle(pen)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
@@ -315,11 +325,14 @@ class Chain:
     def _sound_entries(self, after: int, head: bytes) -> Iterator[Entry]:
         """Read the entries after one whose number and head are known, checking each."""
         rows = self.database.execute(
-            "SELECT number, body, head FROM entries WHERE number > ? ORDER BY number", (after,)
+            "SELECT number, body, head FROM entries WHERE number > ? ORDER BY number",
+            (after or -(2**63),),  # the first reading also meets what was smuggled in before the first entry
         )
         for expected, (number, text, seal) in enumerate(rows, start=after + 1):
             if number != expected:
-                raise LedgerError(self.path, "truncated", f"entry {expected} is missing")
+                raise LedgerError(
+                    self.path, "truncated", f"entry {expected} is missing, {number} stands there"
+                )
             if not isinstance(text, bytes) or seal != self.head_of(head, number, text):
                 raise self._broken(number, text)
             head = seal
@@ -496,8 +509,12 @@ def _connect(path: Path, patience: float) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-    for setting in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON", "trusted_schema = OFF"):
-        database.execute(f"PRAGMA {setting}")
+    try:
+        for setting in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON", "trusted_schema = OFF"):
+            database.execute(f"PRAGMA {setting}")
+    except BaseException:
+        database.close()
+        raise
     return database
 
 

@@ -41,7 +41,7 @@ class Connection:
     def __init__(self, channel: grpc.Channel, patience: float = PATIENCE) -> None:
         """Wrap the channel; nothing is sent yet."""
         self._channel, self._patience = channel, patience
-        self._stub = CustodianStub(channel)
+        self._stub = CustodianStub(channel)  # type: ignore[no-untyped-call]
 
     def offer(self, body: bytes) -> bytes:
         """Ask whether the site knows the run's proxy."""

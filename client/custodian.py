@@ -3,43 +3,50 @@
 One task passes through these doors, in this order:
 
 1. decode the body as hostile bytes;
-2. the policy: does the hospital allow this plan?
-3. the proxy: does the site know the public cases by this digest?
-4. the ledger: a committed task gets the same bytes again, free; otherwise reserve the plan, then charge the task, before any record is read;
-5. the lesson (`client.student`): soft labels, private steps, opinion;
-6. the egress gate builds the release;
-7. release, student state and charge are committed in one transaction; only then do bytes leave.
+2. the policy: does the hospital allow this plan, and has a person approved it where one must?
+3. the proxy: does the site know the public cases by this digest, and do its records have such columns?
+4. the head: does the ledger know the one that the coordinator brings back?
+5. the ledger: a committed task gets the same bytes again, free; otherwise reserve the plan, then charge the task,
+   before any record is read;
+6. the lesson (`client.student`): soft labels, private steps, opinion;
+7. the egress gate builds the release;
+8. release, student state and charge are committed in one transaction; only then do bytes leave.
 
-A refusal carries a rule's name and nothing else. After a charge the answer is always a well-formed release: a fault of the data is the site's
-own business and shows in its log only. A site whose budget is spent keeps learning from the teacher and answers without private steps.
+A refusal carries a rule's name and nothing else. After a charge the answer is always a well-formed release: a fault of the
+data is the site's own business and shows in its log only. A site whose budget is spent keeps learning from the teacher
+and answers without private steps.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import NamedTemporaryFile
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from client import egress
 from client.egress import Opinion
-from client.ledger import AlreadyCommitted, Ledger, Refused
-from client.noise import PrivateRandomness
+from client.ledger import AlreadyCommitted, Ledger, LedgerError, Refused
 from client.policy import SitePolicy
+from client.shelf import MOST_PROXY_BYTES, Shelf, ShelfFull
 from common.architectures import Architecture, architecture_of
-from common.messages import Greeting, MessageError, Offer, Receipt, Refusal, Rule, Task
+from common.messages import NO_HEAD, Greeting, MessageError, Offer, Receipt, Refusal, Rule, Task
 from common.proxy import Proxy
 
-if TYPE_CHECKING:  # torch is loaded with the first task, not before
+if TYPE_CHECKING:  # what a lesson needs is loaded with the first task, not before
+    from client.noise import PrivateRandomness
     from client.private_data import PrivateRecords
     from client.student import Student
 
-MOST_PROXY_BYTES = 1 << 30
-
 log = logging.getLogger("grandrounds.custodian")
+
+
+def fresh_randomness(task: Task) -> "PrivateRandomness":
+    """A private stream under a key that nobody knows and nobody keeps."""
+    from client.noise import PrivateRandomness
+
+    return PrivateRandomness()
 
 
 @dataclass
@@ -48,20 +55,21 @@ class Custodian:
 
     Attributes:
         policy: What the hospital allows.
-        records: Its patients, unread until a charged task asks for them.
+        open_records: Makes the readers of its patients' records, of which none is read until a charged task asks.
         ledger: Its budget.
-        proxies: Folder of the public sets it has received, each under its digest.
+        shelf: The public files it was sent.
+        columns: What its data description names; a proxy that asks for other columns is refused. None takes any.
         randomness: Makes the private stream of one task; a seeded one only in simulations.
         mixed: The architecture this site uses when a plan says `students = "mixed"` and the policy names none.
     """
 
     policy: SitePolicy
-    records: "PrivateRecords"
+    open_records: "Callable[[], PrivateRecords]"
     ledger: Ledger
-    proxies: Path
-    randomness: Callable[[Task], PrivateRandomness] = field(default=lambda _: PrivateRandomness())
+    shelf: Shelf
+    columns: frozenset[str] | None = None
+    randomness: "Callable[[Task], PrivateRandomness]" = fresh_randomness
     mixed: Callable[[tuple[int, ...]], Architecture] | None = None
-    _proxy: Proxy | None = None
     _student: "tuple[bytes, Student] | None" = None
 
     def offer(self, body: bytes) -> bytes:
@@ -70,7 +78,7 @@ class Custodian:
             asked = Offer.decode(body).proxy_digest
         except MessageError:
             return Refusal(Rule.MALFORMED).encode()
-        knows_proxy = self._find_proxy(asked) is not None
+        knows_proxy = self.shelf.proxy(asked) is not None
         return Greeting(self.policy.site, self.policy.data.declared_size, knows_proxy).encode()
 
     def accept_proxy(self, body: bytes) -> bytes:
@@ -79,8 +87,13 @@ class Custodian:
             proxy = Proxy.from_bytes(body, MOST_PROXY_BYTES)
         except ValueError:
             return Refusal(Rule.MALFORMED).encode()
-        self._keep(self._proxy_path(proxy.digest), body)
-        self._proxy = proxy
+        if not self.policy.takes_proxy(proxy.digest.hex()):
+            return Refusal(Rule.NOT_ALLOWED, proxy.digest).encode()
+        try:
+            self.shelf.keep_proxy(proxy, body)
+        except ShelfFull as full:
+            log.warning("a public set was refused: %s", full)
+            return Refusal(Rule.UNAVAILABLE, proxy.digest).encode()
         return Receipt(proxy.digest).encode()
 
     def learn(self, body: bytes) -> bytes:
@@ -90,43 +103,57 @@ class Custodian:
         except MessageError:
             return Refusal(Rule.MALFORMED).encode()
         plan, digest = task.plan, task.digest()
-        if (objection := self.policy.refusal(plan)) is not None:
-            rule, reason = objection
-            log.warning("study %s refused: %s", plan.study, reason)
-            return Refusal(rule, digest).encode()
-        asked = bytes.fromhex(plan.proxy_digest)
-        proxy = self._find_proxy(asked)
-        if proxy is None:
-            return self._unknown_proxy(asked)
-        if not _fits(task, proxy):
-            return Refusal(Rule.MALFORMED, digest).encode()
         try:
+            proxy = self._admit(task)
             again = self.ledger.committed(plan.study, task.round, digest)
             if again is not None:
                 return again
             private, head = self._charge(task)
+            opinion = self._lesson(task, proxy, private=private)
+            release = egress.release(task, opinion, steps=plan.steps_per_round if private else 0, head=head)
+            return self.ledger.commit(plan.study, task.round, digest, release=release, student_state=opinion.state)
         except AlreadyCommitted as done:
             return done.release
         except Refused as refused:
             log.warning("study %s round %d refused: %s", plan.study, task.round, refused)
-            return Refusal(refused.rule, digest).encode()
-        opinion = self._lesson(task, proxy, private=private)
-        body = egress.release(task, opinion, steps=plan.steps_per_round if private else 0, head=head)
-        return self.ledger.commit(plan.study, task.round, digest, release=body, student_state=opinion.state)
+            known = self.shelf.latest if refused.rule is Rule.UNKNOWN_PROXY else bytes(32)
+            about = bytes.fromhex(plan.proxy_digest) if refused.rule is Rule.UNKNOWN_PROXY else digest
+            return Refusal(refused.rule, about, known).encode()
+        except LedgerError as error:
+            # What the ledger doesn't hold must not leave, whatever was charged.
+            log.error("study %s round %d: %s", plan.study, task.round, error)
+            return Refusal(Rule.UNAVAILABLE, digest).encode()
 
     def deliver(self, body: bytes) -> bytes:
         """Keep the final student that all sites made together."""
-        from common.models import ModelFileError, read_card
-
-        received = Path(self.policy.state) / "received.safetensors"
-        self._keep(received, body)
         try:
-            read_card(received)
-        except ModelFileError:
-            received.unlink()
+            return Receipt(self.shelf.keep_student(body)).encode()
+        except ValueError:
             return Refusal(Rule.MALFORMED).encode()
-        received.replace(received.with_name("student.safetensors"))
-        return Receipt(hashlib.sha256(body).digest()).encode()
+
+    def _admit(self, task: Task) -> Proxy:
+        """Hold a task against everything that is known without the records, and return its proxy.
+
+        Raises:
+            Refused: by the first rule that objects.
+        """
+        plan = task.plan
+        if (objection := self.policy.refusal(plan)) is not None:
+            raise Refused(*objection)
+        if self.policy.approval and self.ledger.approved(plan.study, plan.digest()) is None:
+            raise Refused(Rule.NOT_APPROVED, f"no person has approved plan {plan.digest().hex()}")
+        proxy = self.shelf.proxy(bytes.fromhex(plan.proxy_digest))
+        if proxy is None:
+            raise Refused(Rule.UNKNOWN_PROXY, f"there is no public set {plan.proxy_digest} here")
+        if task.cases_P[-1] >= len(proxy) or plan.classes != len(proxy.preprocessing.classes):
+            raise Refused(Rule.MALFORMED, "cases or classes that the public set doesn't have")
+        asked = {feature.name for feature in proxy.preprocessing.features}
+        if self.columns is not None and not asked <= self.columns:
+            strange = ", ".join(sorted(asked - self.columns))
+            raise Refused(Rule.NOT_ALLOWED, f"the public set has columns that the data description doesn't: {strange}")
+        if task.head != NO_HEAD and not self.ledger.knows_head(task.head):
+            raise Refused(Rule.UNKNOWN_HEAD, "the coordinator brings a head that this ledger never had")
+        return proxy
 
     def _charge(self, task: Task) -> tuple[bool, bytes]:
         """Reserve the plan and charge the task.
@@ -150,20 +177,31 @@ class Custodian:
             return False, self.ledger.charge(*asked, (), budget)
 
     def _lesson(self, task: Task, proxy: Proxy, *, private: bool) -> Opinion:
-        """Hold the lesson; whatever happens in it, an opinion comes out."""
-        try:
-            student = self._enrol(task, proxy)
-            if not private:
-                return student.public_lesson(task)
+        """Hold the lesson; whatever happens in it, an opinion comes out.
+
+        A private lesson that fails is held again over no records at all: the coordinator gets its noise and sees nothing
+        of the failure, whose reason may hold private values and goes to the site's own log.
+        """
+        size, plan = self.policy.data.declared_size, task.plan
+        lessons: list[Callable[[Student], Opinion]] = [lambda student: student.public_lesson(task)]
+        if private:
+            from client.private_data import Nobody
+
+            lessons = [
+                lambda student: student.private_lesson(task, self._records, size, self.randomness(task)),
+                lambda student: student.private_lesson(task, Nobody(), size, self.randomness(task)),
+                *lessons,
+            ]
+        for lesson in lessons:
             try:
-                return student.private_lesson(task, self.records, self.policy.data.declared_size, self.randomness(task))
+                return lesson(self._enrol(task, proxy))
             except Exception:
-                # The reason may hold private values: it goes to the site's own log, and the coordinator sees an ordinary release.
-                log.exception("study %s round %d: the private lesson failed", task.plan.study, task.round)
-                return self._enrol(task, proxy).public_lesson(task)
-        except Exception:
-            log.exception("study %s round %d: the lesson failed", task.plan.study, task.round)
-            return Opinion(np.zeros((len(task.cases_P), task.plan.classes), dtype=np.float32), (), b"")
+                log.exception("study %s round %d: the lesson failed", plan.study, task.round)
+        return Opinion(np.zeros((len(task.cases_P), plan.classes), dtype=np.float32), {}, b"")
+
+    @cached_property
+    def _records(self) -> "PrivateRecords":
+        return self.open_records()
 
     def _enrol(self, task: Task, proxy: Proxy) -> "Student":
         """The run's student, with the weights of its last committed release."""
@@ -182,28 +220,3 @@ class Custodian:
         if task.plan.students == "mixed" and self.mixed is not None:
             return self.policy.architecture(self.mixed(proxy.preprocessing.case_shape))
         return self.policy.architecture(architecture_of(task.plan.student))
-
-    def _find_proxy(self, digest: bytes) -> Proxy | None:
-        if self._proxy is None or self._proxy.digest != digest:
-            path = self._proxy_path(digest)
-            self._proxy = Proxy.load(path, MOST_PROXY_BYTES) if path.exists() else self._proxy
-        return self._proxy if self._proxy is not None and self._proxy.digest == digest else None
-
-    def _unknown_proxy(self, asked: bytes) -> bytes:
-        known = self._proxy.digest if self._proxy is not None else bytes(32)
-        return Refusal(Rule.UNKNOWN_PROXY, asked, known).encode()
-
-    def _proxy_path(self, digest: bytes) -> Path:
-        return self.proxies / f"{digest.hex()}.safetensors"
-
-    @staticmethod
-    def _keep(path: Path, body: bytes) -> None:
-        """Write a file whole or not at all, also where several custodians of a simulation share the folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(body)
-        Path(file.name).replace(path)
-
-
-def _fits(task: Task, proxy: Proxy) -> bool:
-    return bool(task.cases_P[-1] < len(proxy)) and task.plan.classes == len(proxy.preprocessing.classes)

@@ -1,9 +1,11 @@
 """The egress gate: the only door out of a site.
 
-`release` builds the one thing that may leave after a task and `inspect` reads the finished bytes back as a stranger would, so that a fault anywhere
-in the lesson cannot put anything else on the wire. Whatever happened, the result has the fields, the types and the exact length that the task calls for.
+`release` builds the one thing that may leave after a task and `inspect` reads the finished bytes back as a
+stranger would, so that a fault anywhere in the lesson cannot put anything else on the wire. Whatever
+happened, the result has the fields, the types and the exact length that the task calls for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +21,12 @@ class Opinion:
 
     Attributes:
         logits_PC: What the release carries: the student's logits on the task's cases, or their movement.
-        histogram_C: The noisy label histogram, if the plan buys one.
+        bought: The noisy counts of the statistics that the plan buys in this round, by name.
         state: The student's weights after the lesson, themselves differentially private.
     """
 
     logits_PC: NDArray[np.float32]
-    histogram_C: tuple[int, ...]
+    bought: Mapping[str, tuple[int, ...]]
     state: bytes
 
 
@@ -41,9 +43,7 @@ def release(task: Task, opinion: Opinion, *, steps: int, head: bytes) -> bytes:
         The release's bytes, inspected.
     """
     plan = task.plan
-    scale, payload = CODECS[plan.codec].encode(opinion.logits_PC)
-    bought = plan.histogram_share > 0 and task.round == 1
-    histogram_C = opinion.histogram_C if len(opinion.histogram_C) == plan.classes else (0,) * plan.classes
+    scale, payload = CODECS[plan.codec].encode(_sound_logits(task, opinion.logits_PC))
     body = Release(
         task_digest=task.digest(),
         proxy_digest=bytes.fromhex(plan.proxy_digest),
@@ -54,7 +54,7 @@ def release(task: Task, opinion: Opinion, *, steps: int, head: bytes) -> bytes:
         payload=payload,
         cases=len(task.cases_P),
         classes=plan.classes,
-        histogram_C=histogram_C if bought else (),
+        counts=_sound_counts(task, opinion.bought),
         head=head,
     ).encode()
     inspect(task, body)
@@ -74,6 +74,24 @@ def inspect(task: Task, body: bytes) -> None:
         and (read.round, read.cases, read.classes) == (task.round, len(task.cases_P), task.plan.classes)
         and read.codec == task.plan.codec
         and read.steps in (0, task.plan.steps_per_round)
+        and len(read.counts) == sum(one.size for one in task.plan.purchases(task.round))
     )
     if not as_asked or not np.isfinite(read.logits()).all():
         raise ValueError("a release that does not fit its task was stopped at the gate")
+
+
+def _sound_logits(task: Task, logits_PC: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of the task's shape, zero where they are not finite or of another shape."""
+    shape = (len(task.cases_P), task.plan.classes)
+    if logits_PC.shape != shape:
+        return np.zeros(shape, dtype=np.float32)
+    return np.nan_to_num(logits_PC, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _sound_counts(task: Task, bought: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """As many counts as this round buys, each in the range of the wire."""
+    counts: list[int] = []
+    for one in task.plan.purchases(task.round):
+        found = bought.get(one.name, ())
+        counts += found if len(found) == one.size else [0] * one.size
+    return tuple(min(max(count, -(2**31)), 2**31 - 1) for count in counts)

@@ -37,6 +37,8 @@ unit = {unit}
 # The public size of this site: denominator of every step and weight in the ensemble. A round number, known to
 # everybody, that a person chose; how many records there are is nobody's business.
 declared-size = {declared_size}
+# Share of the patients that no student is ever trained on (see allow.purchases).
+hold-out = 0.0
 
 [budget]
 # Caps on ε, each at this δ, for everything that is ever done to these patients, for one study, for one run.
@@ -60,8 +62,9 @@ rounds = 200
 clipping-norm = 10.0
 # The least σ of a private step.
 noise-multiplier = 0.5
-# May a study buy a noisy count of labels? It pays for it out of its own ε.
-histogram = false
+# Statistics that a study may buy out of its own ε: "label-histogram" counts its labels, "hold-out-accuracy" how often
+# its student is right on the patients that data.hold-out keeps from all training.
+purchases = []
 
 [replies]
 # A release leaves at a whole multiple of so many seconds after its task began, so that its time doesn't tell how many

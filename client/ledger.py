@@ -6,16 +6,16 @@ events (`common.accounting`), never an ε: what they cost is computed when it is
 task:
 
 1. `reserve`: the whole plan of a study, before its first record is read. It counts in full from then on,
-however the run ends. 2. `charge`: one task (study, round, digest), before it reads. Charges draw on the
-reservation and are never refunded; a task that
-   died is charged again, and what goes beyond the reservation must fit into what the caps leave.
+   however the run ends.
+2. `charge`: one task (study, round, digest), before it reads. Charges draw on the reservation and are never
+   refunded. A task that died is charged again, and what goes beyond the reservation must fit into what the
+   caps leave: one more of the same, up to a number that plan and caps fix, so stopping earlier tells nothing.
 3. `commit`: the release, the student's state and the fulfilment of the charge, in one transaction. From then
-on the same task gets the
-   same bytes, free; nothing else is ever released for that round.
+   on the same task gets the same bytes, free; nothing else is ever released for that round.
 
-`approve` records that a person agreed to a plan. State is only ever a fold over the entries (`client.chain`),
-which every process that shares the file computes for itself; each decision is taken inside the transaction
-that writes it down, so two couriers can't spend the same budget twice.
+`approve` records that a person agreed to a plan. State follows from the entries (`client.ledger_schema`), and
+every process that shares the file works it out for itself; each decision is taken inside the transaction that
+writes it down, so two couriers can't spend the same budget twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -146,8 +146,7 @@ class Ledger:
         """Open a ledger and check every entry.
 
         Raises:
-            LedgerError: naming what is wrong with it (`LedgerError.fault`); a ledger that fails must not be
-            served from.
+            LedgerError: naming what is wrong with it; a ledger that fails must not be served from.
         """
         state = State()
         return cls(Chain.open(path, key, state.absorb, anchor, patience), state)
@@ -174,8 +173,9 @@ class Ledger:
         """Reserve a plan's events, all of them, unless the same plan is reserved already.
 
         Raises:
-            Refused: `PLAN_CONFLICT` if the study has another plan or this one with other events; `BUDGET` if
-            a cap would be exceeded. LedgerError: if it can't be written.
+            Refused: `PLAN_CONFLICT` if the study has another plan or this one with other events;
+                `BUDGET` if a cap would be exceeded.
+            LedgerError: if it can't be written.
         """
         planned = tally(events)
         epsilon(events, budget.delta)  # may take seconds under sampling: once, before others have to wait
@@ -203,9 +203,10 @@ class Ledger:
 
         Raises:
             Refused: `ROUND_CONFLICT` if the round stands for another task; `PLAN_CONFLICT` if the study's
-            plan doesn't hold such events;
-                `TOO_MANY_ATTEMPTS`; `BUDGET` if the reservation is used up and a cap would be exceeded.
-            AlreadyCommitted: if the task is done. LedgerError: if it can't be written.
+                plan holds no such events; `TOO_MANY_ATTEMPTS`; `BUDGET` if the reservation is used up and a
+                cap would be exceeded.
+            AlreadyCommitted: if the task is done.
+            LedgerError: if it can't be written.
         """
         asked = tally(events)
         with self._chain.writing() as pen:
@@ -236,7 +237,7 @@ class Ledger:
     def commit(
         self, study: str, round_number: int, task_digest: bytes, *, release: bytes, student_state: bytes
     ) -> bytes:
-        """Make a charged task's release and the student's new state durable, together, and return what may leave.
+        """Make a charged task's release and the student's state durable, together; return what may leave.
 
         That is the given release, unless another attempt at the task was committed first: then it is that
         one's, and this one never leaves.
@@ -249,8 +250,9 @@ class Ledger:
             student_state: What the study's next task starts from; empty leaves it as it is.
 
         Raises:
-            Refused: `ROUND_CONFLICT` if the round stands for another task. ValueError: if the task was never
-            charged. LedgerError: if it can't be written; then nothing may leave.
+            Refused: `ROUND_CONFLICT` if the round stands for another task.
+            ValueError: if the task was never charged.
+            LedgerError: if it can't be written; then nothing may leave.
         """
         with self._chain.writing() as pen:
             known = self._study(study)
@@ -271,8 +273,8 @@ class Ledger:
         """Return the release of a committed task, the same bytes as ever, or None if it isn't committed.
 
         Raises:
-            Refused: `ROUND_CONFLICT` if the round stands for another task. LedgerError: if the bytes can't be
-            read or were changed.
+            Refused: `ROUND_CONFLICT` if the round stands for another task.
+            LedgerError: if the bytes can't be read or were changed.
         """
         with self._chain.reading():
             task = self._task(study, round_number, task_digest)
@@ -300,6 +302,7 @@ class Ledger:
     def quote(self, study: str, plan_digest: bytes, events: Sequence[Event], budget: Budget) -> Quote:
         """Say what a plan would cost and what would refuse it; changes nothing."""
         planned = tally(events)
+        run = _guarantee(planned, budget.delta, self.unit, "run")
         with self._chain.reading():
             known, spent, refusal = self._study(study), self._state.spent(), None
             try:
@@ -312,7 +315,7 @@ class Ledger:
             alone = not spent or (reserved and self._state.holds_one_plan())
             lifetime = _guarantee(after, budget.delta, self.unit, "lifetime", alone=alone)
             return Quote(
-                run=_guarantee(planned, budget.delta, self.unit, "run"),
+                run=run,
                 lifetime=lifetime,
                 left=max(0.0, budget.lifetime_epsilon - lifetime.epsilon),
                 more=how_many_more(untally(after), events, budget.lifetime_epsilon, budget.delta),
@@ -338,7 +341,7 @@ class Ledger:
             return self._chain.head
 
     def knows_head(self, head: bytes) -> bool:
-        """Whether this was the chain's head at some time. A ledger put back to an older state doesn't know later ones."""
+        """Whether this was the chain's head at some time; an older copy doesn't know later ones."""
         with self._chain.reading():
             return self._chain.knows(head)
 
@@ -401,10 +404,10 @@ class Ledger:
         return task
 
     def _hold_to_caps(self, study: Tally, beyond: Tally, budget: Budget) -> None:
-        """Refuse what would bring a study to `study`, and everything by `beyond` further than it is, if a cap objects."""
+        """Refuse if a cap objects to a study that comes to `study`, or to `beyond` more in the lifetime."""
         cost = epsilon(untally(study), budget.delta)[0]
         for name, cap in (("run-epsilon", budget.run_epsilon), ("study-epsilon", budget.study_epsilon)):
-            if cost > cap:
+            if not cost <= cap:
                 raise Refused(Rule.BUDGET, f"the study would cost ε = {cost:.4g}, above {name} = {cap:g}")
         spent = untally(self._state.spent())
         if not fits_lifetime(spent, untally(beyond), budget.lifetime_epsilon, budget.delta):
@@ -468,14 +471,11 @@ def _in_full(state: State) -> str:
         for name, study in state.studies.items()
         if study.budget is not None and study.spent()
     ]
-    return " ".join(
-        (
-            f"All that was ever reserved for data source {state.source}, over its lifetime and whether it was used"
-            f" or not, is together (ε, δ)-differentially private with ε = {lifetime.epsilon:.4g} and δ ="
-            f" {lifetime.delta:g}.",
-            f"Neighbouring data differ by {whose}, added or removed: for whoever sees everything that left,"
-            " the odds that a given one was among the data change by at most a factor of e^ε, save with probability δ.",
-            f"This ε was computed from the recorded events by {lifetime.accountant}.",
-            *runs,
-        )
+    claim = (
+        f"All that ever left data source {state.source}, and all that may still leave under its reserved"
+        f" plans, is together (ε, δ)-differentially private with ε = {lifetime.epsilon:.4g} and δ ="
+        f" {lifetime.delta:g}. Whether {whose} is added to the data or removed changes the probability of"
+        f" anything that can be done with it by a factor of e^ε at most, plus δ. The horizon is the data"
+        f" source's lifetime so far; the accountant, from the recorded events, is {lifetime.accountant}."
     )
+    return " ".join((claim, *runs))

@@ -13,12 +13,13 @@ A kind that this version does not know is refused rather than skipped, since it 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from client.chain import Entry
 from common.accounting import Tally, Unit, from_json, tally, to_json, untally
-from common.errors import UserError
+from common.errors import ConfigError, UserError
 from common.messages import Rule
 
 
@@ -53,6 +54,16 @@ class Budget:
     study_epsilon: float
     run_epsilon: float
     attempts: int
+
+    def __post_init__(self) -> None:
+        """Refuse caps that cap nothing: this is the last door."""
+        for name in ("lifetime_epsilon", "study_epsilon", "run_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError("budget", name, getattr(self, name), "a finite number above 0")
+        if not 0 < self.delta < 1:
+            raise ConfigError("budget", "delta", self.delta, "a number above 0 and below 1")
+        if self.attempts < 1:
+            raise ConfigError("budget", "attempts", self.attempts, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ class State:
     """The fold over all entries."""
 
     def __init__(self) -> None:
+        """Start before the first entry."""
         self.source = ""
         self.unit: Unit = "record"
         self.studies: dict[str, Study] = {}
@@ -136,23 +148,24 @@ class State:
                 if "state" in body["attachments"]:
                     study.latest = entry
             case _:
-                raise UserError(
-                    f"ledger: entry {entry.number} is a {entry.kind!r}, which this version doesn't know"
-                )
+                what = f"entry {entry.number} is of a kind, {entry.kind!r}, that this version doesn't know"
+                raise UserError(f"ledger: {what}")
 
     def spent(self) -> Tally:
         """Everything that counts, over all studies."""
         return sum((study.spent() for study in self.studies.values()), tally(()))
 
     def holds_one_plan(self) -> bool:
-        """Whether all that counts is one plan, fixed before anything was released: then no filter is needed."""
+        """Whether all that counts is one plan, fixed before any release: then no filter is needed."""
         spenders = [study for study in self.studies.values() if study.spent()]
         return len(spenders) == 1 and spenders[0].spent() == spenders[0].reserved
 
 
 def written(events: Tally) -> list[dict[str, str | float]]:
+    """Write events for an entry's body."""
     return [json.loads(to_json(event)) for event in untally(events)]
 
 
 def read_events(events: Sequence[Mapping[str, str | float]]) -> Tally:
+    """Read them again; raises UserError for what this version doesn't know."""
     return tally(from_json(json.dumps(event, sort_keys=True, separators=(",", ":"))) for event in events)

@@ -1,9 +1,10 @@
 """Private randomness: the noise, the Poisson masks, and which record stands for a patient.
 
-Everything comes from one ChaCha20 key stream. A served custodian draws a fresh key from the operating system for every task and never
-stores it; a simulation may derive the key from its seed, and says so in its results. Opacus's own secure mode needs a package that can no
-longer be installed, so its hardening is done here: a floating-point Gaussian betrays its value through the gaps between
-representable numbers (Mironov 2012), and the sum of four independent draws, divided by two, closes that hole as Opacus's secure mode does
+Everything comes from one ChaCha20 key stream. A served custodian draws a fresh key from the operating
+system for every task and never stores it; a simulation may derive the key from its seed, and says so in its
+results. Opacus's own secure mode needs a package that can no longer be installed, so its hardening is done
+here: a floating-point Gaussian betrays its value through the gaps between representable numbers (Mironov
+2012), and the sum of four independent draws, divided by two, closes that hole as Opacus's secure mode does
 (Holohan and Braghin 2021, arXiv:2107.10138, §5.2).
 """
 
@@ -47,7 +48,8 @@ class PrivateRandomness:
         radius = np.sqrt(-2.0 * np.log(self.uniform(pairs)))
         angle = 2.0 * np.pi * self.uniform(pairs)
         normals = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:draws]
-        return normals.reshape(HARDENING, size).sum(axis=0) / np.sqrt(HARDENING)
+        summed: NDArray[np.float64] = normals.reshape(HARDENING, size).sum(axis=0) / np.sqrt(HARDENING)
+        return summed
 
     def poisson_mask(self, units: int, sample_rate: float) -> NDArray[np.bool_]:
         """Take every unit independently with probability `sample_rate`."""
@@ -61,7 +63,8 @@ class PrivateRandomness:
     def discrete_laplace(self, size: int, epsilon: float) -> NDArray[np.int64]:
         """Draw from P(k) ∝ exp(−ε·|k|): the difference of two geometric variables.
 
-        A float Laplace can be attacked through its rounding, integers can't (Ghosh, Roughgarden, Sundararajan 2009).
+        A float Laplace can be attacked through its rounding, integers can't (Ghosh, Roughgarden,
+        Sundararajan 2009).
         """
         geometric = np.floor(np.log(self.uniform(2 * size)) / -epsilon).astype(np.int64)
         return geometric[:size] - geometric[size:]

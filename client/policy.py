@@ -55,6 +55,8 @@ class DataPolicy(_Section):
     unit: Literal["record", "patient"]
     declared_size: Count
     """The site's public size: denominator and weight. Declared by a person, never read off the data."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the patients that no student is trained on, so that the accuracy on them may be bought."""
 
 
 class BudgetPolicy(_Section):
@@ -84,8 +86,8 @@ class AllowPolicy(_Section):
     """The largest."""
     noise_multiplier: Positive
     """The least σ of a private step."""
-    histogram: bool = False
-    """Whether the label histogram may be bought."""
+    purchases: Names = ()
+    """Statistics that a plan may buy out of its ε: `label-histogram`, `hold-out-accuracy`."""
     steps_per_round: Count = 100
     epochs: Count = 1000
     """Passes over the public cases in one task: they cost no budget, but time."""
@@ -126,6 +128,10 @@ class SitePolicy(_Section):
         """The site's own choice of student, else the proposed one."""
         chosen = self.student
         return Architecture(chosen.model, chosen.features, chosen.feature_size) if chosen else proposed
+
+    def takes_proxy(self, digest: str) -> bool:
+        """Whether a public set of this digest may be kept here."""
+        return _listed(digest, self.allow.proxies)
 
     def refusal(self, plan: Plan) -> tuple[Rule, str] | None:
         """The first rule that objects to a plan, with the reason for the site's own log."""
@@ -207,6 +213,10 @@ def _architecture_allowed(policy: SitePolicy, plan: Plan) -> bool:
     return named and _listed(plan.student.features, policy.allow.features)
 
 
+def _purchases_allowed(policy: SitePolicy, plan: Plan) -> bool:
+    return all(_listed(one.name, policy.allow.purchases) for one in plan.purchases())
+
+
 def _noisy_enough(policy: SitePolicy, plan: Plan) -> bool:
     try:
         return plan.noise_multiplier() >= policy.allow.noise_multiplier
@@ -218,9 +228,10 @@ RULES: tuple[tuple[str, Callable[[SitePolicy, Plan], bool]], ...] = (
     ("allow.studies does not list the study", lambda p, plan: _listed(plan.study, p.allow.studies)),
     ("allow.methods does not list the method", lambda p, plan: _listed(plan.method, p.allow.methods)),
     ("allow.models or allow.features does not list the student", _architecture_allowed),
-    ("allow.proxies does not list the proxy", lambda p, plan: _listed(plan.proxy_digest, p.allow.proxies)),
+    ("allow.proxies does not list the proxy", lambda p, plan: p.takes_proxy(plan.proxy_digest)),
     ("allow.codecs does not list the codec", lambda p, plan: _listed(plan.codec, p.allow.codecs)),
-    ("allow.histogram is off", lambda p, plan: p.allow.histogram or not plan.histogram_share),
+    ("allow.purchases does not list a statistic", _purchases_allowed),
+    ("data.hold-out is 0", lambda p, plan: p.data.hold_out > 0 or not plan.hold_out_share),
     ("more than allow.rounds", lambda p, plan: plan.rounds <= p.allow.rounds),
     ("more than allow.steps-per-round", lambda p, plan: plan.steps_per_round <= p.allow.steps_per_round),
     ("more than allow.epochs", lambda p, plan: plan.student.epochs <= p.allow.epochs),

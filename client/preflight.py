@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from client.policy import ANY, ServedPolicy, read_policy, require_secret
-from client.served import known_proxies, open_ledger, require_unit
+from client.served import open_ledger, require_unit
+from client.shelf import shelf_of
 from common.errors import ConfigError, UserError
 
 TOLERANCE = timedelta(minutes=5)
@@ -68,27 +69,28 @@ def _look(name: str, check: Callable[[], str]) -> Finding:
 def _data(policy: ServedPolicy) -> str:
     from client.private_data import described_records
 
-    require_unit(policy)
+    described = require_unit(policy)
+    declared = described.sites[policy.site].declared_size if policy.site in described.sites else None
+    if declared is not None and declared != policy.data.declared_size:
+        raise UserError(f"the data description declares {declared} and the policy {policy.data.declared_size}: which is it?")
+    proxies = list(shelf_of(policy).all_proxies())
     records = described_records(policy.data.description, policy.site)
-    proxies = known_proxies(policy)
-    for proxy in proxies:
-        if complaints := records.for_schema_check(proxy.preprocessing):
-            raise UserError(f"against the public set {proxy.digest.hex()[:16]}…: {'; '.join(complaints)}")
+    if complaints := records.for_schema_check([proxy.preprocessing for proxy in proxies]):
+        raise UserError("; ".join(dict.fromkeys(complaints)))
     if not proxies:
-        records.for_readability_check()
-        return "readable; no public set has come yet that its columns could be held against"
+        return "readable; no public set has come yet that the columns could be held against"
     return f"readable, and they fit {len(proxies)} public sets"
 
 
 def _memory(policy: ServedPolicy) -> str:
     from client.private_step import MICRO_BATCH
-    from common.models import ARCHITECTURES, build
+    from common.models import REGISTRY, build
 
     names = [policy.student.model] if policy.student else policy.allow.models
-    names = [*dict.fromkeys(name for listed in names for name in (ARCHITECTURES if listed == ANY else [listed]))]
+    names = [*dict.fromkeys(name for listed in names for name in (REGISTRY if listed == ANY else [listed]))]
     batch = min(MICRO_BATCH, 2 * policy.data.declared_size)
     needed, largest = 0, "linear"
-    for proxy in known_proxies(policy):
+    for proxy in shelf_of(policy).all_proxies():
         shape, classes = proxy.preprocessing.case_shape, len(proxy.preprocessing.classes)
         for name in names:
             try:

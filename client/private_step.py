@@ -1,15 +1,19 @@
 """The private step: Opacus's DP-SGD with every public number public.
 
-One step of the subsampled Gaussian mechanism (Abadi et al. 2016, arXiv:1607.00133, algorithm 1): per-example gradients clipped to C,
-summed, N(0, σ²C²) added, divided by the *declared* size. What differs from `PrivacyEngine.make_private`:
+One step of the subsampled Gaussian mechanism (Abadi et al. 2016, arXiv:1607.00133, algorithm 1):
+per-example gradients clipped to C, summed, N(0, σ²C²) added, divided by the *declared* size. What differs
+from `PrivacyEngine.make_private`:
 
-- q and the denominator come from the plan and the site's declared size, never from the data loader, hence never from n;
-- the unit of sampling is the patient where patients are named: sampled patients contribute one record each, drawn afresh;
-- a per-example gradient that is not finite counts as zero *before* the sum, so that one broken record can't make itself seen;
+- q and the denominator come from the plan and the site's declared size, never from the data loader, hence
+  never from n;
+- the unit of sampling is the patient where patients are named: sampled patients contribute one record each,
+  drawn afresh;
+- a per-example gradient that is not finite counts as zero *before* the sum, so that one broken record can't
+  make itself seen;
 - noise comes from `client.noise`.
 
-Neighbouring relation: add or remove one unit. The sum changes by at most C in 2-norm. Full batch (q = 1) is Poisson sampling
-at rate 1.
+Neighbouring relation: add or remove one unit. The sum changes by at most C in 2-norm. Full batch (q = 1) is
+Poisson sampling at rate 1.
 """
 
 import warnings
@@ -86,17 +90,19 @@ class Units:
         return self.order_N[start + randomness.choice(count)] if len(count) else np.empty(0, dtype=np.int64)
 
 
-class SiteOptimizer(DPOptimizer):
+class SiteOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus's optimizer with noise from the site's own stream and broken gradients counted as zero."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, settings: StepSettings, randomness: PrivateRandomness) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, settings: StepSettings, randomness: PrivateRandomness
+    ) -> None:
         """Wrap `optimizer`; the expected batch size is q times the declared size."""
         super().__init__(
             optimizer,
             noise_multiplier=settings.noise_multiplier,
             max_grad_norm=settings.clipping_norm,
             # Opacus types it as an int, only ever divides by it, and rounding it would tie q to m.
-            expected_batch_size=settings.sample_rate * settings.declared_size,  # type: ignore[arg-type]
+            expected_batch_size=settings.sample_rate * settings.declared_size,
             loss_reduction="mean",
         )
         self.randomness = randomness
@@ -123,7 +129,12 @@ class SiteOptimizer(DPOptimizer):
 
 
 def private_steps(
-    head: nn.Module, units: Units, steps: int, settings: StepSettings, loss: Loss, randomness: PrivateRandomness
+    head: nn.Module,
+    units: Units,
+    steps: int,
+    settings: StepSettings,
+    loss: Loss,
+    randomness: PrivateRandomness,
 ) -> None:
     """Take `steps` private steps on `head`, in place.
 

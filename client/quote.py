@@ -1,22 +1,22 @@
 """What a run would cost here, said before any record is touched.
 
 The price follows from the plan, what is left from the ledger's events, and the refusing rule from the policy and both.
-The hospital sees all of it. A courier sees the price, and the name of the rule; a plan that the policy refuses for what
-it is has no price for a courier, so that nobody can make the site reckon.
+The hospital sees all of it; a courier is told the price, and the name of the rule (`client.service`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from client.custodian_pb2 import Price
 from client.ledger import Ledger
-from client.policy import SitePolicy
-from client.served import ServedSite
+from client.policy import ANY, ServedPolicy, SitePolicy
+from client.shelf import shelf_of
 from common.accounting import Guarantee
+from common.datasets.description import read_description
 from common.messages import Rule
-from common.plan import Plan
+from common.plan import Plan, plan_of
+from common.run_config_files import read_run_config
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,21 @@ def quote(policy: SitePolicy, ledger: Ledger, plan: Plan) -> Quote:
     return Quote(plan, priced.run, priced.lifetime, priced.left, priced.more, rule, reason)
 
 
-def price_for_courier(site: ServedSite, plan_json: bytes) -> Price:
-    """Answer a courier, who may learn a run's cost and which rule refuses it."""
-    try:
-        plan = Plan.model_validate_json(plan_json)
-    except ValidationError:
-        return Price(refused_by=Rule.MALFORMED.label)
-    if (objection := site.policy.refusal(plan)) is not None:
-        return Price(refused_by=objection[0].label)
-    priced = quote(site.policy, site.ledger, plan)
-    if priced.refused_by is Rule.NOT_APPROVED:
-        site.asked.keep(plan)
-    run = priced.run
-    return Price(
-        epsilon=run.epsilon,
-        delta=run.delta,
-        unit=run.unit,
-        adjacency=run.adjacency,
-        accountant=run.accountant,
-        refused_by="" if priced.refused_by is None else priced.refused_by.label,
+def plan_from_run_config(policy: ServedPolicy, sources: Sequence[str], study: str) -> Plan:
+    """Draw up the plan that a run configuration asks for.
+
+    The public set is the one that the policy allows or that is here, if there is just one; what a run costs doesn't depend
+    on it, but the plan's digest does, so only a plan that came from the coordinator can be approved.
+
+    Raises:
+        UserError: if the run configuration isn't right.
+    """
+    config = read_run_config(sources)
+    allowed = [digest for digest in policy.allow.proxies if digest != ANY]
+    digests = allowed or [proxy.digest.hex() for proxy in shelf_of(policy).all_proxies()]
+    return plan_of(
+        config,
+        study=study or config.run_id or "unnamed",
+        proxy_digest=bytes.fromhex(digests[0]) if len(digests) == 1 else bytes(32),
+        classes=len(read_description(Path(policy.data.description)).classes),
     )

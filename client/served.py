@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.approval import AskedPlans
-from client.custodian import MOST_PROXY_BYTES, Custodian
+from client.custodian import Custodian
 from client.ledger import Ledger
 from client.policy import ServedPolicy, require_own, require_secret
 from client.release_log import ReleaseLog
-from common.datasets.description import read_description
+from client.shelf import shelf_of
+from common.datasets.description import Description, read_description
 from common.errors import UserError
-from common.proxy import Proxy
 
 if TYPE_CHECKING:  # torch is loaded with the first task, not before
     from client.private_data import PrivateRecords
@@ -53,20 +53,25 @@ def open_site(policy: ServedPolicy) -> Iterator[ServedSite]:
     """
     state = Path(policy.state)
     require_own(state / LEDGER, "the site's ledger")
-    require_unit(policy)
     with _locked(state / "lock"), open_ledger(policy) as ledger:
-        yield ServedSite(
-            policy=policy,
-            custodian=Custodian(
-                policy=policy,
-                records=partial(_records, policy),
-                ledger=ledger,
-                proxies=state / "proxies",
-            ),
-            ledger=ledger,
-            releases=ReleaseLog(state / "releases.jsonl"),
-            asked=AskedPlans(state / "asked"),
-        )
+        yield site_of(policy, ledger)
+
+
+def site_of(policy: ServedPolicy, ledger: Ledger) -> ServedSite:
+    """Put a site together around its ledger.
+
+    Raises:
+        UserError: if the data don't name the unit that the policy promises.
+    """
+    columns = frozenset(feature.name for feature in require_unit(policy).features)
+    custodian = Custodian(
+        policy=policy,
+        open_records=partial(_records, policy),
+        ledger=ledger,
+        shelf=shelf_of(policy),
+        columns=columns,
+    )
+    return ServedSite(policy, custodian, ledger, release_log(policy), asked_plans(policy))
 
 
 def open_ledger(policy: ServedPolicy) -> Ledger:
@@ -80,36 +85,34 @@ def open_ledger(policy: ServedPolicy) -> Ledger:
     return Ledger.open(Path(policy.state) / LEDGER, key.read_bytes(), anchor=Path(policy.anchor))
 
 
-def known_proxies(policy: ServedPolicy) -> list[Proxy]:
-    """The public sets that are kept here.
-
-    Raises:
-        UserError: naming one that is damaged.
-    """
-    proxies = []
-    for path in sorted((Path(policy.state) / "proxies").glob("*.safetensors")):
-        try:
-            proxies.append(Proxy.load(path, MOST_PROXY_BYTES))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}; remove it, and it will be sent again") from None
-    return proxies
+def asked_plans(policy: ServedPolicy) -> AskedPlans:
+    """Plans that wait for a person."""
+    return AskedPlans(Path(policy.state) / "asked")
 
 
-def require_unit(policy: ServedPolicy) -> None:
-    """Refuse to promise patients a protection that the data description can't give: it must say who they are.
+def release_log(policy: ServedPolicy) -> ReleaseLog:
+    """The log of what was sent."""
+    return ReleaseLog(Path(policy.state) / "releases.jsonl")
+
+
+def require_unit(policy: ServedPolicy) -> Description:
+    """Read the data description; if patients are promised protection, it must say who they are.
 
     Raises:
         UserError: if the unit is the patient and no column names one.
     """
-    description = Path(policy.data.description)
-    if policy.data.unit == "patient" and not read_description(description).patient:
-        raise UserError(f'{description}: the policy says unit = "patient", and no column is named as `patient`')
+    path = Path(policy.data.description)
+    description = read_description(path)
+    if policy.data.unit == "patient" and not description.patient:
+        raise UserError(f'{path}: the policy says unit = "patient", and no column is named as `patient`')
+    return description
 
 
 def _records(policy: ServedPolicy) -> "PrivateRecords":
-    from client.private_data import described_records
+    from client.private_data import HoldOut, described_records
 
-    return described_records(policy.data.description, policy.site)
+    hold_out = HoldOut(Path(policy.key).read_bytes(), policy.data.hold_out)
+    return described_records(policy.data.description, policy.site, hold_out)
 
 
 @contextmanager

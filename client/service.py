@@ -28,17 +28,20 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_health.v1.health_pb2 import HealthCheckResponse
+from pydantic import ValidationError
 
-from client.custodian_pb2 import Body, Plan, Price
+from client.custodian_pb2 import Body, Price
+from client.custodian_pb2 import Plan as PlanMessage
 from client.custodian_pb2_grpc import CustodianServicer, add_CustodianServicer_to_server
 from client.policy import ServicePolicy, require_secret
-from client.quote import price_for_courier
+from client.quote import quote
 from client.schedule import departure
 from client.served import ServedSite
 from common.errors import UserError
 from common.messages import Refusal, Release, Rule, Task, decode_answer
+from common.plan import Plan as RunPlan
 
 SERVICE = "grandrounds.v1.Custodian"
 MOST_WAITING = 8
@@ -116,11 +119,36 @@ class Desk(CustodianServicer):
         """Take in the final student."""
         return await self._in_turn(self._site.custodian.deliver, request)
 
-    async def Quote(self, request: Plan, context: object) -> Price:
+    async def Quote(self, request: PlanMessage, context: object) -> Price:
         """Price a plan."""
         unavailable = Price(refused_by=Rule.UNAVAILABLE.label)
-        price = partial(self._guarded, partial(price_for_courier, self._site), request.json, unavailable)
+        price = partial(self._guarded, self._price, request.json, unavailable)
         return await self._counter.enter(price, unavailable)
+
+    def _price(self, plan_json: bytes) -> Price:
+        """A courier may learn what a run costs, and which rule refuses it.
+
+        What the policy refuses as it stands has no price here, so that nobody can make the site reckon.
+        """
+        policy = self._site.policy
+        try:
+            plan = RunPlan.model_validate_json(plan_json)
+        except ValidationError:
+            return Price(refused_by=Rule.MALFORMED.label)
+        if (objection := policy.refusal(plan)) is not None:
+            return Price(refused_by=objection[0].label)
+        priced = quote(policy, self._site.ledger, plan)
+        if priced.refused_by is Rule.NOT_APPROVED:
+            self._site.asked.keep(plan)
+        run = priced.run
+        return Price(
+            epsilon=run.epsilon,
+            delta=run.delta,
+            unit=run.unit,
+            adjacency=run.adjacency,
+            accountant=run.accountant,
+            refused_by="" if priced.refused_by is None else priced.refused_by.label,
+        )
 
     def close(self) -> None:
         """Let nobody in any more; what waits for its departure is not sent."""
@@ -182,7 +210,7 @@ async def _serve(site: ServedSite) -> Desk:
     options = (*OPTIONS, ("grpc.max_receive_message_length", longest), ("grpc.max_send_message_length", longest))
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_CALLS)
     desk, checkup = Desk(site), health.HealthServicer()
-    add_CustodianServicer_to_server(desk, server)
+    add_CustodianServicer_to_server(desk, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(checkup, server)
     await checkup.set(SERVICE, HealthCheckResponse.SERVING)
     _listen(server, service)

@@ -7,21 +7,23 @@ import getpass
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.accounting import Unit
 from common.errors import UserError
 
 T = TypeVar("T")
 site = typer.Typer(help="A hospital's own side: found, check and serve a site, and read its books.", no_args_is_help=True)
 screen = Console(soft_wrap=True, highlight=False)
 
+PLAN_HELP = "A plan's file, or the digest (its beginning will do) of one that a courier brought."
 PolicyFile = Annotated[Path, typer.Option("--policy", help="The site's policy, site.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 
@@ -31,7 +33,7 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's files go.")],
     name: Annotated[str | None, typer.Option(help="The site's name, as coordinators will see it.")] = None,
     data: Annotated[str | None, typer.Option(help="The data description, data.toml.")] = None,
-    unit: Annotated[str | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
+    unit: Annotated[Unit | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
     declared_size: Annotated[int | None, typer.Option(help="The site's public size: a round number.")] = None,
     lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for all that is ever done.")] = None,
     run_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for one run.")] = None,
@@ -48,7 +50,7 @@ def init(
     choices = Choices(
         site=_asked(name, "--name", "The site's name, as coordinators will see it", str),
         description=_asked(data, "--data", "Path of the data description (data.toml), from DIR", str),
-        unit=_asked(unit, "--unit", "Unit of privacy, patient or record", str),
+        unit=_asked(unit, "--unit", "Unit of privacy, patient or record", _unit),
         declared_size=_asked(
             declared_size, "--declared-size", "Public size of the site (a round number that may be known, no count)", int
         ),
@@ -98,20 +100,27 @@ def check(
 
 @site.command()
 def quote(
+    plan: Annotated[str | None, typer.Argument(help=PLAN_HELP)] = None,
     policy: PolicyFile = Path("site.toml"),
-    run_config: Annotated[list[str] | None, typer.Option(help="A run-config TOML file, or key=value pairs.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan's own file instead, or its digest if it was asked for.")] = None,
-    study: Annotated[str, typer.Option(help="The study's name, if the run config has no run-id.")] = "",
+    run_config: Annotated[
+        list[str] | None, typer.Option(help="A run-config TOML file, or key=value pairs; may be repeated.")
+    ] = None,
+    study: Annotated[str, typer.Option(help="The study's name; default: the run config's run-id.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would cost, before any record is touched."""
+    from client.approval import plan_named
     from client.policy import read_policy
+    from client.quote import plan_from_run_config
     from client.quote import quote as price
-    from client.served import open_ledger
+    from client.served import asked_plans, open_ledger
 
+    if (plan is None) == (run_config is None):
+        raise UserError("give either a plan or --run-config")
     read = read_policy(policy)
+    wanted = plan_named(asked_plans(read), plan) if plan else plan_from_run_config(read, run_config or [], study)
     with open_ledger(read) as ledger:
-        priced = price(read, ledger, _plan(read, plan, run_config or [], study))
+        priced = price(read, ledger, wanted)
     if as_json:
         _write_json(priced.as_json())
     else:
@@ -120,9 +129,107 @@ def quote(
 
 @site.command()
 def approve(
+    plan: Annotated[str | None, typer.Argument(help=PLAN_HELP)] = None,
     policy: PolicyFile = Path("site.toml"),
-    plan: Annotated[str | None, typer.Argument(help="Digest of a plan that was asked for (its beginning will do), or a plan's file.")] = None,
     who: Annotated[str, typer.Option(help="Who approves; default: this account.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Read what a plan would cost and bind the approval into the ledger. Without a plan, list those that wait."""
+    """Read what a plan would cost, and bind the approval into the ledger. Without a plan, list those that wait."""
+    from client.approval import approve as bind
+    from client.approval import plan_named
+    from client.policy import read_policy
+    from client.quote import quote as price
+    from client.served import asked_plans, open_ledger
+
+    read = read_policy(policy)
+    asked = asked_plans(read)
+    if plan is None:
+        for waiting in asked.all():
+            screen.print(f"{waiting.digest().hex()}  study {waiting.study}, ε = {waiting.epsilon:g}", markup=False)
+        return
+    wanted = plan_named(asked, plan)
+    with open_ledger(read) as ledger:
+        priced = price(read, ledger, wanted)
+        screen.print(str(priced), markup=False)
+        if not yes and not typer.confirm("Approve exactly this plan?"):
+            raise typer.Exit(1)
+        bind(ledger, priced, who or getpass.getuser())
+    asked.drop(wanted)
+    screen.print(f"approved: study {wanted.study}, plan {wanted.digest().hex()}", markup=False)
+
+
+@site.command()
+def ledger(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> None:
+    """Show every entry of the ledger, and what was spent."""
+    from client.policy import read_policy
+    from client.served import open_ledger
+
+    read = read_policy(policy)
+    with open_ledger(read) as opened:
+        entries, spending = opened.entries(), opened.spending(read.budget.delta)
+        source, unit = opened.data_source_id, opened.unit
+    if as_json:
+        _write_json(
+            {
+                "data_source": source,
+                "unit": unit,
+                "entries": [
+                    {"number": one.number, "when": one.when, "kind": one.kind, "head": one.head.hex(), **one.body}
+                    for one in entries
+                ],
+                "lifetime": vars(spending.lifetime),
+                "studies": {name: vars(spent) for name, spent in spending.studies.items()},
+            }
+        )
+        return
+    table = Table("no.", "when", "what", "study", "round", "events", title=f"data source {source}, unit {unit}")
+    for one in entries:
+        body = one.body
+        events = ", ".join(map(str, body.get("events", ())))
+        table.add_row(str(one.number), one.when, one.kind, body.get("study", ""), str(body.get("round", "")), events)
+    screen.print(table)
+    for name, spent in spending.studies.items():
+        screen.print(f"study {name}: {spent}", markup=False)
+    screen.print(f"in all: {spending.lifetime}; the cap is ε = {read.budget.lifetime_epsilon:g}", markup=False)
+
+
+@site.command()
+def verify(policy: PolicyFile = Path("site.toml")) -> None:
+    """Check the ledger and every ε by a second accountant, and say what is guaranteed; exit code 0 or 1."""
+    from client.books import verify as verify_books
+    from client.policy import read_policy
+    from client.served import open_ledger, release_log
+
+    read = read_policy(policy)
+    with open_ledger(read) as opened:
+        verdict = verify_books(opened, release_log(read))
+    for finding in verdict.findings:
+        screen.print(f"FAIL  {finding}", markup=False)
+    screen.print(verdict.guarantee, markup=False)
+    if verdict.findings:
+        raise typer.Exit(1)
+
+
+def _asked(given: T | None, flag: str, question: str, kind: Callable[[str], T]) -> T:
+    """Return what was given, or ask for it; where nobody can answer, say which flag is missing."""
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise UserError(f"{flag} is missing, and there is nobody to ask: {question}")
+    answer: T = typer.prompt(question, value_proc=kind)
+    return answer
+
+
+def _unit(text: str) -> Unit:
+    for unit in get_args(Unit):
+        if text == unit:
+            return text  # type: ignore[return-value]
+    raise typer.BadParameter("patient or record")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _write_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,12 +1,14 @@
 """The student's lesson in one task: fit the teacher's soft labels, take private steps, say what it thinks.
 
-1. The student starts from public or already released state and fits the soft labels on the public cases (no private data, no budget).
+1. The student starts from public or already released state and fits the soft labels on the public cases (no
+   private data, no budget).
 2. Its logits on them are b.
 3. It takes the plan's private steps on the site's own patients.
-4. Its logits are now a. `movement` returns a − b, so that the student's error of fit isn't mistaken for learning; `logits` returns a.
+4. Its logits are now a. `movement` returns a − b, so that the student's error of fit isn't mistaken for
+   learning; `logits` returns a.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,13 +27,13 @@ from common.distillation import Learner, build_learner, fit_soft_labels
 from common.losses import balanced_softmax_cross_entropy
 from common.messages import Task
 from common.models import private_ready
-from common.plan import Plan
+from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM, Plan
 from common.proxy import Proxy
 
 
 @dataclass
 class Student:
-    """A site's student in one run, resident between tasks; its weights are those of the last committed release."""
+    """A site's student in one run, resident between tasks, with the weights of its last committed release."""
 
     proxy: Proxy
     learner: Learner
@@ -40,10 +42,17 @@ class Student:
 
     @classmethod
     def enrol(
-        cls, plan: Plan, proxy: Proxy, architecture: Architecture, site: str, allowed_paths: Collection[str] = ()
+        cls,
+        plan: Plan,
+        proxy: Proxy,
+        architecture: Architecture,
+        site: str,
+        allowed_paths: Collection[str] = (),
     ) -> "Student":
         """Build the student from public seeds; a model that can't be trained in private is refused here."""
-        learner = build_learner(architecture, proxy, seeds.torch_seed(plan.seed, "student", site), allowed_paths)
+        learner = build_learner(
+            architecture, proxy, seeds.torch_seed(plan.seed, "student", site), allowed_paths
+        )
         learner = Learner(learner.features, private_ready(learner.model))
         return cls(proxy, learner, learner.state())
 
@@ -72,21 +81,22 @@ class Student:
         return self.learner.logits(phi_P)
 
     def public_lesson(self, task: Task) -> Opinion:
-        """A lesson without private steps: what a site says whose budget is spent, or whose private step failed."""
+        """A lesson without private steps: what a site says whose budget is spent."""
         before_PC = self.study_soft_labels(task)
-        return self._opinion(task, before_PC, ())
+        return self._opinion(task, before_PC, {})
 
     def private_lesson(
         self, task: Task, records: PrivateRecords, declared_size: int, randomness: PrivateRandomness
     ) -> Opinion:
         """A lesson with the plan's private steps. Its events must have been charged before this is called."""
         plan = task.plan
-        histogram_C: tuple[int, ...] = ()
+        prices = {one.name: one.epsilon for one in plan.purchases(task.round)}
+        bought: dict[str, tuple[int, ...]] = {}
         loss: Loss = nn.functional.cross_entropy
-        if plan.histogram_share and task.round == 1:
-            share = plan.epsilon * plan.histogram_share
-            histogram_C = tuple(records.for_label_histogram(self.proxy, plan.unit, share, randomness).tolist())
-            loss = _balanced_loss(histogram_C)
+        if LABEL_HISTOGRAM in prices:
+            price = prices[LABEL_HISTOGRAM]
+            bought[LABEL_HISTOGRAM] = records.for_label_histogram(self.proxy, plan.unit, price, randomness)
+            loss = _balanced_loss(bought[LABEL_HISTOGRAM])
         before_PC = self.study_soft_labels(task)
         settings = StepSettings(
             noise_multiplier=plan.noise_multiplier(),
@@ -97,12 +107,19 @@ class Student:
         )
         units = records.for_private_step(self.proxy, self.learner, plan.unit)
         private_steps(self.learner.model, units, plan.steps_per_round, settings, loss, randomness)
-        return self._opinion(task, before_PC, histogram_C)
+        if HOLD_OUT_ACCURACY in prices:
+            price = prices[HOLD_OUT_ACCURACY]
+            bought[HOLD_OUT_ACCURACY] = records.for_hold_out_accuracy(
+                self.proxy, self.learner, plan.unit, price, randomness
+            )
+        return self._opinion(task, before_PC, bought)
 
-    def _opinion(self, task: Task, before_PC: NDArray[np.float32], histogram_C: tuple[int, ...]) -> Opinion:
+    def _opinion(
+        self, task: Task, before_PC: NDArray[np.float32], bought: Mapping[str, tuple[int, ...]]
+    ) -> Opinion:
         after_PC = self.learner.logits(self.phi(task.cases_P))
         spoken_PC = centred(after_PC - before_PC if task.plan.returns == "movement" else after_PC)
-        return Opinion(np.nan_to_num(spoken_PC, nan=0.0, posinf=0.0, neginf=0.0), histogram_C, self.learner.state())
+        return Opinion(spoken_PC, bought, self.learner.state())
 
 
 def _balanced_loss(histogram_C: tuple[int, ...]) -> Loss:

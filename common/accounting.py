@@ -85,6 +85,7 @@ Event = GaussianSteps | DiscreteLaplace
 LEAST_SIGMA: Final = 1e-3
 MOST_SIGMA: Final = 1e6
 MOST_STEPS: Final = 1_000_000_000
+MOST_SUMS: Final = 4096
 
 _EVENTS: Mapping[str, type[Event]] = {"gaussian-steps": GaussianSteps, "discrete-laplace": DiscreteLaplace}
 _NAMES = {kind: name for name, kind in _EVENTS.items()}
@@ -296,14 +297,16 @@ def _sampled(event: Event) -> bool:
 
 def _closed_form(counts: Tally) -> bool:
     """Whether every step takes all units, and the counts are few enough to list the sums of their losses."""
-    sums = math.prod(count + 1 for event, count in counts.items() if isinstance(event, DiscreteLaplace))
-    return sums <= 4096 and not any(map(_sampled, counts))
+    return _count_sums(counts) <= MOST_SUMS and not any(map(_sampled, counts))
+
+
+def _count_sums(counts: Tally) -> int:
+    return math.prod(count + 1 for event, count in counts.items() if isinstance(event, DiscreteLaplace))
 
 
 def _exact_epsilon(counts: Tally, delta: float) -> float:
     mu2 = _gaussian_load(counts, of_counts=lambda _: 0.0)
-    pure = sum(event.epsilon * count for event, count in counts.items() if isinstance(event, DiscreteLaplace))
-    return _least_epsilon(_exact_delta(counts), delta, _loss_bound(mu2, delta) + pure)
+    return _least_epsilon(_exact_delta(counts), delta, _loss_bound(mu2, delta) + _count_total(counts))
 
 
 def _loss_bound(mu2: float, delta: float) -> float:
@@ -355,6 +358,11 @@ def _log_normal_cdf(x: float) -> float:
     z = 1 / (x * x)
     series = -z * (1 - 3 * z * (1 - 5 * z * (1 - 7 * z * (1 - 9 * z))))
     return -x * x / 2 - math.log(-x) - math.log(2 * math.pi) / 2 + math.log1p(series)
+
+
+def _count_total(counts: Tally) -> float:
+    """The most that the counts' losses can add up to."""
+    return sum(event.epsilon * count for event, count in counts.items() if isinstance(event, DiscreteLaplace))
 
 
 def _count_losses(counts: Tally) -> list[tuple[float, float]]:
@@ -617,6 +625,7 @@ def _prv_epsilon(counts: Tally, delta: float) -> float:
         for event, count in counts.items()
         if isinstance(event, GaussianSteps)
     ]
+    shifts = _count_losses(counts) if _count_sums(counts) <= MOST_SUMS else [(_count_total(counts), 1.0)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ln(1 − q) at q = 1; orders of the bound that only sizes its grid
         losses = accountant._get_dprv(eps_error=loss_error, delta_error=delta_error)
@@ -624,7 +633,7 @@ def _prv_epsilon(counts: Tally, delta: float) -> float:
     def profile(epsilon: float) -> float:
         return delta_error + math.fsum(
             chance * float(losses.compute_delta_estimate(epsilon - loss - loss_error))
-            for loss, chance in _count_losses(counts)
+            for loss, chance in shifts
         )
 
     return _least_epsilon(profile, delta, float(losses.domain.t_max))

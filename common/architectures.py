@@ -1,6 +1,7 @@
 """Which student (or teacher) a party uses: a model's name behind a kind of frozen public features.
 
-A site decides on its own; `MIXED` is what simulations deal out when `students = "mixed"`, one architecture a site in turn.
+A site decides on its own; `MIXED` is what simulations deal out when `students = "mixed"`, one architecture
+a site in turn.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Quantised logits: the payload that leaves a site.
 
-A codec turns `logits_NC` into bytes of a length that depends on the shape alone, so that nothing about a site shows in the
-size of its answer. `int8` centres every row (softmax does not see a constant added to a row) and rounds to 8 bits under one scale
-for the whole message; `fp16` and `fp32` keep floats. Decoding treats the bytes as hostile: the length must fit the shape
-exactly, and every value must come out finite.
+A codec turns `logits_NC` into bytes of a length that depends on the shape alone, so that nothing about a
+site shows in the size of its answer. `int8` centres every row (softmax does not see a constant added to a
+row) and rounds to 8 bits under one scale for the whole message; `fp16` and `fp32` keep floats. Decoding
+treats the bytes as hostile: the length must fit the shape exactly, and every value must come out finite.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,8 @@ class Codec:
         """Read `logits_NC` back.
 
         Raises:
-            CodecError: if the length does not fit the shape, or the scale or a value is not finite or out of range.
+            CodecError: if the length does not fit the shape, or the scale or a value is not finite or out
+                of range.
         """
         if len(payload) != cases * classes * self.itemsize:
             raise CodecError(f"{len(payload)} bytes for {cases} cases × {classes} classes in {self.name}")

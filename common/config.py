@@ -10,9 +10,9 @@ What stands here is a *request*. A site's policy has the last word (`client.poli
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import ConfigError, UserError
 
@@ -42,6 +42,7 @@ class _Section(BaseModel):
         alias_generator=lambda name: name.replace("_", "-"),
         validate_by_name=True,
         validate_by_alias=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -64,11 +65,15 @@ class Distillation(_Section):
     """Hinton's loss on the public cases: α·T²·KL(teacher ‖ model) + (1−α)·CE on those that are labelled."""
 
     temperature: Positive = 2.0
+    """T: softens the soft labels that are sent and fitted."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of the soft labels against the hard ones."""
     epochs: Count = 50
     """Passes over the public cases in one fit (models that are not linear)."""
     learning_rate: Positive = 0.01
+    """Of AdamW (models that are not linear)."""
     weight_decay: Amount = 1e-3
+    """Of every fit to hard labels, and of AdamW."""
 
 
 class Network(Distillation):
@@ -86,6 +91,7 @@ class Teacher(Network):
     """The central model. With model `none`, z starts at zero and a twin of the student is taught."""
 
     weight_decay: Amount = 0.05
+    """Stronger than a student's: a teacher learns from few labels."""
     path: str = ""
     """A safetensors file to start from instead of training on the labelled public part."""
 
@@ -98,15 +104,29 @@ class Privacy(_Section):
     """The budget of one run at one site, and the private steps it buys."""
 
     epsilon: Epsilon = 1.0
+    """Target ε of the whole run at each site; σ is calibrated to it."""
     delta: Delta = 1e-5
+    """Target δ of the whole run."""
     unit: Literal["record", "patient"] = "record"
+    """What is protected; `patient` needs a patient column."""
     clipping_norm: Positive = 0.5
+    """Largest 2-norm of one example's gradient."""
     sample_rate: SampleRate = 1.0
     """Poisson sampling rate of a private step; 1 takes every unit (full batch)."""
     steps_per_round: Steps = 1
+    """Private steps that a student takes in one round."""
     step_size: Positive = 1.0
+    """Learning rate of a private step."""
     histogram_share: Fraction = 0.05
     """Share of ε that buys the label histogram where the method wants one."""
+    hold_out_share: Fraction = 0.0
+    """Share of ε that buys, in the last round, each site's accuracy on patients it holds out; 0 buys none."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.histogram_share + self.hold_out_share >= 1:
+            raise ValueError("shares of ε that leave something for the private steps")
+        return self
 
 
 class Data(_Section):
@@ -115,12 +135,17 @@ class Data(_Section):
     alpha: Positive = 0.5
     """Dirichlet concentration of labels over sites: small is uneven."""
     num_sites: Size = 0
+    """Sites that a pooled table is dealt to."""
     private_size: Size = 0
+    """Private records in all."""
     proxy_size: Size = 0
+    """Proxy cases."""
     proxy_labels: Annotated[int, Field(ge=-1)] = -1
     """How many proxy cases are labelled, 0 for none; -1 means what the scenario has."""
     validation_size: Size = 0
+    """Public cases for choices."""
     test_size: Size = 0
+    """Public cases for the report."""
     partition: Literal["natural", "iid", "dirichlet"] = "natural"
     """How records come to sites: as the scenario has them, or one pooled table dealt anew by the seed."""
     description: str = ""
@@ -135,22 +160,28 @@ class RunConfig(_Section):
     """Everything a coordinator may ask for in one run."""
 
     scenario: Literal["heart", "thyroid", "fashion", "own"] = "heart"
+    """Which data; a scenario's file sets all the rest as well."""
     method: Literal["descent", "oneshot", "fedmd"] = "descent"
+    """How the ensemble moves the central state."""
     seed: Seed = 0
     """Public randomness only: splits, initial weights, order of cases; and everything in a simulation."""
     num_rounds: Steps = 20
     """Rounds of the run. A method with one round (`oneshot`) takes the private steps of all of them in it."""
     min_sites: Count = 1
+    """Sites that must contribute to a round; with fewer, the run stops."""
     round_timeout: Positive = 600.0
     """Seconds the server waits for a round's answers."""
     proxy_cases: Size = 0
     """Proxy cases that the run speaks about, drawn by the seed; 0 takes them all."""
     codec: Literal["int8", "fp16", "fp32"] = "int8"
+    """How logits leave a site."""
     students: Literal["same", "mixed"] = "same"
+    """`mixed` gives every site of a simulation another architecture in turn."""
     out: str = "runs"
     """Folder for results; relative paths start where the server app runs."""
     run_id: Annotated[str, Field(max_length=100, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$")] = ""
-    """Name of the run: its folder under `out`, and the study at the sites. Empty takes scenario and number."""
+    """Name of the run: its folder under `out`, and the study at the sites. Empty takes scenario and
+    number."""
     aggregation: Aggregation = Aggregation()
     teacher: Teacher = Teacher()
     student: Student = Student()

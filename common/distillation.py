@@ -23,7 +23,7 @@ from common import seeds
 from common.architectures import Architecture
 from common.config import Distillation
 from common.errors import UserError
-from common.features import Features, FeaturedModel, fit_features
+from common.features import FeaturedModel, Features, fit_features
 from common.losses import distillation_loss
 from common.memo import Memo
 from common.models import build, trunk_of
@@ -134,7 +134,7 @@ def fit_labels(
     learner: Learner, phi: Tensor, y_N: NDArray[np.int64], settings: Distillation, seed: int
 ) -> None:
     """Train on labelled public cases (cross-entropy), in place."""
-    targets_N = torch.from_numpy(np.ascontiguousarray(y_N))
+    targets_N = torch.tensor(y_N)
 
     def loss(index: Tensor) -> Tensor:
         return nn.functional.cross_entropy(learner.model(phi[index]), targets_N[index])
@@ -167,8 +167,8 @@ def fit_soft_labels(
     if layer is not None and settings.alpha == 1.0:
         _least_squares(layer, phi, settings.temperature * log_soft_labels_NC)
         return
-    soft_NC = torch.from_numpy(np.ascontiguousarray(log_soft_labels_NC, dtype=np.float32))
-    hard_N = torch.from_numpy(np.ascontiguousarray(y_N))
+    soft_NC = torch.tensor(log_soft_labels_NC, dtype=torch.float32)
+    hard_N = torch.tensor(y_N)
 
     def loss(index: Tensor) -> Tensor:
         logits = learner.model(phi[index])

@@ -1,7 +1,8 @@
 """The Flower side of the protocol: one body of bytes in one record, and nothing else.
 
-Five actions name what a body is about. `OFFER` is a Flower query, the others are train messages with a name of their own:
-offer (which proxy?) → proxy (here it is) → learn (one round) … → deliver (the student that all of you made).
+Five actions name what a body is about. `OFFER` is a Flower query, the others are train messages with a name
+of their own: offer (which proxy?) → proxy (here it is) → learn (one round) … → deliver (the student that
+all of you made).
 """
 
 from flwr.app import ConfigRecord, RecordDict

@@ -1,7 +1,7 @@
 """Errors that speak to a person.
 
-A `UserError` is the user's to mend: the command line prints its message without a traceback and exits with code 2.
-Anything else that escapes is a bug of ours.
+A `UserError` is the user's to mend: the command line prints its message without a traceback and exits with
+code 2. Anything else that escapes is a bug of ours.
 """
 
 

@@ -7,13 +7,14 @@ Six bodies travel, each inside one Flower message in an envelope with no other f
 | `Offer` | server | digest of the proxy this run uses |
 | `Greeting` | site | its name, its declared public size, and whether it knows that proxy |
 | `Task` | server | the plan, the round, which proxy cases, the teacher's soft labels on them |
-| `Release` | site | quantised logits (or their movement) on those cases: *the only thing learned from patients* |
+| `Release` | site | quantised logits (or their movement) on them: *all that is learned from patients* |
 | `Refusal` | site | the name of a rule, the digests needed to see why |
 | `Receipt` | site | digest of what was received (a proxy, a final student) |
 
-The proxy and the final student travel as their own files' bytes. A `Release` has a header of fixed length and a payload whose length follows from
-the task, so the size of an answer says nothing about the site. Decoders treat what they read as hostile: bounded sizes, exact lengths, known
-codes, finite numbers; they raise `MessageError` and nothing else.
+The proxy and the final student travel as their own files' bytes. A `Release` has a header of fixed length
+and a payload whose length follows from the task, so the size of an answer says nothing about the site.
+Decoders treat what they read as hostile: bounded sizes, exact lengths, known codes, finite numbers; they
+raise `MessageError` and nothing else.
 """
 
 import hashlib
@@ -22,17 +23,19 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from common.codec import BY_NUMBER, CODECS, CodecError
-from common.plan import Plan
+
+if TYPE_CHECKING:  # whoever reads answers only, as a courier does, starts faster without
+    from common.plan import Plan
 
 MOST_CASES = 1_000_000
 MOST_VALUES = 50_000_000
-"""Bounds on cases and on cases × classes of one message, so that hostile sizes are refused before memory is taken."""
+"""Bounds on cases and on cases × classes of one message: hostile sizes are refused before memory is taken."""
 
 NO_HEAD = bytes(32)
 
@@ -84,7 +87,8 @@ class Greeting:
 
     Attributes:
         site: Its name.
-        declared_size: The one public size that its policy declares: denominator of its steps and weight in the ensemble.
+        declared_size: The one public size that its policy declares: denominator of its steps and weight in
+            the ensemble.
         knows_proxy: Whether it has the offered proxy.
     """
 
@@ -122,7 +126,7 @@ class Task:
         head: Head of the site's ledger that its last release of this run carried, or zeros.
     """
 
-    plan: Plan
+    plan: "Plan"
     round: int
     cases_P: NDArray[np.int32]
     log_soft_labels_PC: NDArray[np.float16]
@@ -141,7 +145,7 @@ class Task:
         )
 
     def digest(self) -> bytes:
-        """SHA-256 of the canonical form without the head: one round asks one thing, whatever head comes back with it."""
+        """SHA-256 of the canonical form without the head, since one round asks one thing."""
         return hashlib.sha256(replace(self, head=NO_HEAD).encode()).digest()
 
     @classmethod
@@ -151,6 +155,8 @@ class Task:
         Raises:
             MessageError: if anything about the bytes is not as `encode` writes it.
         """
+        from common.plan import Plan
+
         _expect(len(body) >= _TASK.size, "too short for a task")
         magic, round_number, cases, classes, head, plan_length = _TASK.unpack_from(body)
         _expect(magic == b"GRT1", "not a task")
@@ -162,7 +168,7 @@ class Task:
         plan_bytes = body[_TASK.size : _TASK.size + plan_length]
         try:
             plan = Plan.model_validate_json(plan_bytes)
-        except ValidationError:
+        except ValueError:
             raise MessageError("the plan is not valid") from None
         _expect(plan.canonical() == plan_bytes, "the plan is not in canonical form")
         _expect(
@@ -189,13 +195,14 @@ class Release:
         task_digest: Digest of the task it answers.
         proxy_digest: Digest of the proxy the site used.
         round: The task's round.
-        steps: Private steps taken: the plan's number, or 0 where the budget was spent (nothing of the data shows in it).
+        steps: Private steps taken: the plan's number, or 0 where the budget was spent (nothing of the data
+            shows in it).
         codec: Name of the codec.
         scale: Size of one quantisation step.
         payload: The quantised values.
         cases: Number of proxy cases.
         classes: Number of classes.
-        histogram_C: The noisy label histogram, if the plan bought one; else empty.
+        counts: What this round buys (`Plan.purchases`), noisy counts one after another; mostly empty.
         head: Head of the site's ledger as the task was charged: opaque to the coordinator.
     """
 
@@ -208,7 +215,7 @@ class Release:
     payload: bytes
     cases: int
     classes: int
-    histogram_C: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
     head: bytes = NO_HEAD
 
     def encode(self) -> bytes:
@@ -220,13 +227,13 @@ class Release:
             self.steps,
             self.cases,
             self.classes,
-            len(self.histogram_C),
+            len(self.counts),
             self.scale,
             self.task_digest,
             self.proxy_digest,
             self.head,
         )
-        return header + struct.pack(f"<{len(self.histogram_C)}i", *self.histogram_C) + self.payload
+        return header + struct.pack(f"<{len(self.counts)}i", *self.counts) + self.payload
 
     def logits(self) -> NDArray[np.float32]:
         """Dequantise to `logits_NC`; raises `MessageError`."""
@@ -244,13 +251,13 @@ class Release:
         )
         _expect(magic == b"GRR1" and codec in BY_NUMBER, "not a release")
         _expect(1 <= cases <= MOST_CASES and cases * classes <= MOST_VALUES, "too many cases")
-        _expect(bought in (0, classes), "the histogram does not fit the classes")
+        _expect(bought <= classes + 2, "more counts than a plan can buy")
         payload_start = _RELEASE.size + 4 * bought
         _expect(
             len(body) == payload_start + cases * classes * BY_NUMBER[codec].itemsize,
             "a length that does not fit",
         )
-        histogram_C = struct.unpack_from(f"<{bought}i", body, _RELEASE.size)
+        counts = struct.unpack_from(f"<{bought}i", body, _RELEASE.size)
         return cls(
             task_digest=task,
             proxy_digest=proxy,
@@ -261,7 +268,7 @@ class Release:
             payload=body[payload_start:],
             cases=cases,
             classes=classes,
-            histogram_C=histogram_C,
+            counts=counts,
             head=head,
         )
 
@@ -287,7 +294,8 @@ class Refusal:
     def __str__(self) -> str:
         """Say the rule, and both digests where a proxy differs."""
         if self.rule is Rule.UNKNOWN_PROXY:
-            return f"{self.rule.label}: asked for {self.asked.hex()[:16]}…, the site has {self.known.hex()[:16]}…"
+            asked, known = self.asked.hex()[:16], self.known.hex()[:16]
+            return f"{self.rule.label}: asked for {asked}…, the site has {known}…"
         return self.rule.label
 
     @classmethod

@@ -7,10 +7,12 @@ the private data.
 """
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.accounting import DiscreteLaplace, Event, GaussianSteps, Guarantee, calibrate, epsilon
 from common.config import Delta, Epsilon, Fraction, Positive, RunConfig, SampleRate, Seed, Steps, Student
@@ -19,13 +21,37 @@ Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9.
 Hex256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+LABEL_HISTOGRAM: Final = "label-histogram"
+HOLD_OUT_ACCURACY: Final = "hold-out-accuracy"
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """A statistic that is bought on purpose: counts to which one unit adds at most 1 in all.
+
+    They are released by the discrete Laplace mechanism, with one contribution a unit.
+
+    Attributes:
+        name: `label-histogram`, how often each label occurs, or `hold-out-accuracy`, how many of the patients that
+            the site holds out its student judges rightly, and how many wrongly.
+        round: When.
+        epsilon: For how much.
+        size: How many counts.
+    """
+
+    name: str
+    round: int
+    epsilon: float
+    size: int
+
+
 class Plan(BaseModel):
     """What every task of one run has in common.
 
     Attributes:
         study: The name under which sites approve and book the run.
         returns: `movement` of the student's logits by its private steps, or the `logits` themselves.
-        histogram_share: Share of ε that buys the label histogram; 0 buys none.
+        histogram_share, hold_out_share: Shares of ε that buy statistics (`purchases`); 0 buys none.
         student: The student the coordinator proposes; a site may choose another.
         seed: Public randomness only.
     """
@@ -44,12 +70,19 @@ class Plan(BaseModel):
     delta: Delta
     unit: Literal["record", "patient"]
     histogram_share: Fraction
+    hold_out_share: Fraction
     codec: Literal["int8", "fp16", "fp32"]
     student: Student
     students: Literal["same", "mixed"]
     proxy_digest: Hex256
     classes: Annotated[int, Field(ge=2, le=10_000)]
     seed: Seed
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.histogram_share + self.hold_out_share >= 1:
+            raise ValueError("shares that leave something of ε for the private steps")
+        return self
 
     def canonical(self) -> bytes:
         """The plan's canonical JSON, the same on every machine."""
@@ -61,26 +94,37 @@ class Plan(BaseModel):
         return hashlib.sha256(self.canonical()).digest()
 
     def noise_multiplier(self) -> float:
-        """σ of every private step, calibrated so that the whole run stays within (ε, δ)."""
-        return _noise_multiplier(self)
+        """σ of every private step, calibrated so that the whole run stays within (ε, δ).
 
-    def purchases(self) -> tuple[Event, ...]:
-        """Statistics bought once, in the first round."""
-        return (DiscreteLaplace(epsilon=self.epsilon * self.histogram_share),) if self.histogram_share else ()
+        Raises:
+            UserError: if no σ that can be accounted for does.
+        """
+        steps = self.rounds * self.steps_per_round
+        return _noise_multiplier(self.epsilon, self.delta, steps, self.sample_rate, self._counted())
+
+    def purchases(self, round_number: int | None = None) -> tuple[Purchase, ...]:
+        """The statistics that the run buys, or those that one of its rounds buys, in the order of a release."""
+        offered = (
+            (self.histogram_share, LABEL_HISTOGRAM, 1, self.classes),
+            (self.hold_out_share, HOLD_OUT_ACCURACY, self.rounds, 2),
+        )
+        bought = (
+            Purchase(name, when, self.epsilon * share, size) for share, name, when, size in offered if share
+        )
+        return tuple(one for one in bought if round_number in (None, one.round))
 
     def events(self) -> tuple[Event, ...]:
         """Everything the run does to the private records."""
-        return (*self.purchases(), self._steps(self.rounds * self.steps_per_round))
+        return (*self._counted(), self._steps(self.rounds * self.steps_per_round))
 
     def task_events(self, round_number: int) -> tuple[Event, ...]:
         """What the task of one round does; the rounds together make `events`."""
-        bought = self.purchases() if round_number == 1 else ()
-        return (*bought, self._steps(self.steps_per_round))
+        return (*self._counted(round_number), self._steps(self.steps_per_round))
 
     def guarantee(self, rounds: int | None = None) -> Guarantee:
         """The privacy guarantee of the run, or of its first `rounds` rounds."""
         steps = self.steps_per_round * (self.rounds if rounds is None else rounds)
-        spent, accountant = epsilon((*self.purchases(), self._steps(steps)), self.delta)
+        spent, accountant = epsilon((*self._counted(), self._steps(steps)), self.delta)
         return Guarantee(
             epsilon=spent,
             delta=self.delta,
@@ -90,32 +134,57 @@ class Plan(BaseModel):
             horizon="run",
         )
 
+    def _counted(self, round_number: int | None = None) -> tuple[Event, ...]:
+        return tuple(DiscreteLaplace(epsilon=one.epsilon) for one in self.purchases(round_number))
+
     def _steps(self, steps: int) -> GaussianSteps:
         return GaussianSteps(self.noise_multiplier(), self.sample_rate, steps)
 
 
 @lru_cache(maxsize=64)
-def _noise_multiplier(plan: Plan) -> float:
-    return calibrate(
-        plan.epsilon,
-        plan.delta,
-        steps=plan.rounds * plan.steps_per_round,
-        sample_rate=plan.sample_rate,
-        spent=plan.purchases(),
-    )
+def _noise_multiplier(
+    target: float, delta: float, steps: int, sample_rate: float, purchases: tuple[Event, ...]
+) -> float:
+    return calibrate(target, delta, steps=steps, sample_rate=sample_rate, spent=purchases)
 
 
-def plan_of(
-    config: RunConfig, *, study: str, returns: str, buys_histogram: bool, proxy_digest: bytes, classes: int
-) -> Plan:
-    """Draw up the plan that a run configuration asks for."""
+@dataclass(frozen=True)
+class Terms:
+    """What a method asks of sites.
+
+    Attributes:
+        returns: What a release carries.
+        rule: The aggregation rule that `aggregation.rule = "auto"` stands for.
+    """
+
+    returns: Literal["movement", "logits"]
+    rule: Literal["mean", "class-weighted"]
+
+
+TERMS: Mapping[str, Terms] = {
+    "descent": Terms("movement", "mean"),
+    "oneshot": Terms("logits", "class-weighted"),
+    "fedmd": Terms("logits", "mean"),
+}
+"""By method; what else a method is stands in `server.methods`."""
+
+
+def rule_of(config: RunConfig) -> str:
+    """The aggregation rule in force."""
+    rule = config.aggregation.rule
+    return TERMS[config.method].rule if rule == "auto" else rule
+
+
+def plan_of(config: RunConfig, *, study: str, proxy_digest: bytes, classes: int) -> Plan:
+    """Draw up the plan that a run configuration asks for; only class weights need the label histogram."""
     privacy = config.privacy
+    buys_histogram = rule_of(config) == "class-weighted"
     rounds, steps_per_round = config.schedule
     return Plan.model_validate(
         {
             "study": study,
             "method": config.method,
-            "returns": returns,
+            "returns": TERMS[config.method].returns,
             "rounds": rounds,
             "steps_per_round": steps_per_round,
             "sample_rate": privacy.sample_rate,
@@ -125,6 +194,7 @@ def plan_of(
             "delta": privacy.delta,
             "unit": privacy.unit,
             "histogram_share": privacy.histogram_share if buys_histogram else 0.0,
+            "hold_out_share": privacy.hold_out_share,
             "codec": config.codec,
             "student": config.student,
             "students": config.students,

@@ -1,7 +1,7 @@
 """Where a run's results go: one folder a run, built aside and shown only when it is whole.
 
-A run works in `<out>/.<run-id>.partial` under a lock and renames it to `<out>/<run-id>` at the end, so that nobody takes half a result for a whole
-one, and two runs never write to the same place.
+A run works in `<out>/.<run-id>.partial` under a lock and renames it to `<out>/<run-id>` at the end, so that
+nobody takes half a result for a whole one, and two runs never write to the same place.
 """
 
 import fcntl
@@ -16,6 +16,8 @@ from common.config import RunConfig
 from common.errors import UserError
 
 LOCK = ".lock"
+LEAST_FREE = 1 << 20
+"""Bytes on a disk that isn't full."""
 
 
 def final_folder(config: RunConfig, flower_run_id: int) -> Path:
@@ -46,7 +48,8 @@ class RunFolder:
         """Make the working folder beside the final one and lock it.
 
         Raises:
-            UserError: if it can't be written, is taken by another run, or a result of that name is there already.
+            UserError: if it can't be written, is taken by another run, or a result of that name is there
+                already.
         """
         path = working_folder(final)
         try:
@@ -55,15 +58,15 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for stale in path.iterdir():  # what a run left that was killed
+                if stale.name != LOCK:
+                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         except BlockingIOError:
             raise UserError(
                 f"{final} is being written by another run: wait for it, or choose another place"
             ) from None
         except OSError as error:
             raise UserError(f"{final} can't be written: {error.strerror}") from None
-        for stale in path.iterdir():  # what a run left that was killed
-            if stale.name != LOCK:
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         return cls(path, final, lock)
 
     @property
@@ -80,14 +83,19 @@ class RunFolder:
         """Start the run."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Name the folder if the run is whole, else remove it."""
-        if kind is None:
-            (self.path / LOCK).unlink()
-            self.path.replace(self.final)
-        else:
-            shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Name the folder if the run is whole, else remove it; say so if the disk was full."""
+        full = isinstance(error, Exception) and shutil.disk_usage(self.path).free < LEAST_FREE
+        try:
+            if error is None:
+                with disk_errors(self.final):
+                    (self.path / LOCK).unlink()
+                    self.path.replace(self.final)
+        finally:
+            shutil.rmtree(self.path, ignore_errors=True)  # unless it has got its name
+            self._lock.close()
+        if full:
+            raise UserError(f"{self.final} can't be written: the disk is full") from error
 
 
 @contextmanager

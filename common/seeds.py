@@ -1,9 +1,9 @@
 """Public randomness, keyed by purpose.
 
-Every random choice that may be public (splits, initial weights, the order of proxy cases) draws from a stream named by
-the run's seed and its purpose, such as `(seed, "split")` or `(seed, "student", site)`. Streams do not depend on the order in
-which they are asked for, so every backend gives the same result. Private randomness never comes from here
-(`client.noise`).
+Every random choice that may be public (splits, initial weights, the order of proxy cases) draws from a
+stream named by the run's seed and its purpose, such as `(seed, "split")` or `(seed, "student", site)`.
+Streams do not depend on the order in which they are asked for, so every backend gives the same result.
+Private randomness never comes from here (`client.noise`).
 """
 
 import hashlib

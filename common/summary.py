@@ -125,6 +125,8 @@ class Round(_Part):
     """The central model's scores after the round, on the public test cases."""
     epsilon_spent: Amount | None = None
     """The greatest ε that any site had spent by the end of the round."""
+    hold_out_accuracy: dict[str, Score] = {}
+    """Noisy accuracy of each site's student on patients it held out, in the round that bought it."""
     answered: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     bytes_up: Bytes | None = None

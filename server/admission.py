@@ -1,7 +1,8 @@
 """Admission: what a site sends is hostile input until it has been held against the task.
 
-A reply that is broken, late, doubled or about something else costs its own contribution and nothing more; the round goes on with the rest, and
-the reason is kept by name. A site's texts are never shown: reasons are ours.
+A reply that is broken, late, doubled or about something else costs its own contribution and nothing more;
+the round goes on with the rest, and the reason is kept by name. A site's texts are never shown: reasons are
+ours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from flwr.common.serde import message_to_proto
 
 from common.envelope import unseal
 from common.messages import Answer, MessageError, Refusal, Release, Task, decode_answer
+from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM
 from server.aggregation import Contribution
 
 
@@ -32,15 +34,19 @@ class Admitted:
     Attributes:
         contributions: What the ensemble is made of, by site name.
         left_out: Why the others are not in it.
-        idle: Sites that answered without private steps. Any other may have charged its budget, also one that didn't answer.
+        idle: Sites that answered without private steps. Any other may have charged its budget, also one
+            that didn't answer.
         heads: Each answering site's ledger head, which the next task brings back.
-        payload_bytes, wire_bytes: Size of each answering site's release body, and of its whole serialised message.
+        hold_out: Noisy accuracy of each site's student on patients it held out, where this round bought it.
+        payload_bytes, wire_bytes: Size of each answering site's release body, and of its whole serialised
+            message.
     """
 
     contributions: tuple[Contribution, ...]
     left_out: Mapping[str, str]
     idle: frozenset[str]
     heads: Mapping[str, bytes]
+    hold_out: Mapping[str, float]
     payload_bytes: Mapping[str, int]
     wire_bytes: Mapping[str, int]
 
@@ -61,6 +67,7 @@ def admit(replies: Iterable[Message], asked: Mapping[str, Task], members: Mappin
     left_out: dict[str, str] = {}
     idle: set[str] = set()
     heads: dict[str, bytes] = {}
+    hold_out: dict[str, float] = {}
     payload: dict[str, int] = {}
     wire: dict[str, int] = {}
     for reply in replies:
@@ -84,14 +91,28 @@ def admit(replies: Iterable[Message], asked: Mapping[str, Task], members: Mappin
             left_out[member.site] = "its budget is spent: it learns and answers, without private steps"
             idle.add(member.site)
             continue
+        bought = bought_in(release, asked[message_id])
         contributions[member.site] = Contribution(
-            member.site, release.logits(), member.declared_size, release.histogram_C
+            member.site, release.logits(), member.declared_size, bought.get(LABEL_HISTOGRAM, ())
         )
+        if HOLD_OUT_ACCURACY in bought:
+            right, wrong = (max(count, 0) for count in bought[HOLD_OUT_ACCURACY])
+            hold_out[member.site] = right / max(right + wrong, 1)
     for member in members.values():
         if member.site not in contributions:
             left_out.setdefault(member.site, "no answer in time")
     in_order = tuple(contributions[site] for site in sorted(contributions))
-    return Admitted(in_order, left_out, frozenset(idle), heads, payload, wire)
+    reasons = {site: left_out[site] for site in sorted(left_out)}
+    return Admitted(in_order, reasons, frozenset(idle), heads, hold_out, payload, wire)
+
+
+def bought_in(release: Release, task: Task) -> dict[str, tuple[int, ...]]:
+    """Deal a release's counts out to the statistics that its round bought, by name."""
+    bought, start = {}, 0
+    for one in task.plan.purchases(task.round):
+        bought[one.name] = release.counts[start : start + one.size]
+        start += one.size
+    return bought
 
 
 def answer_in(reply: Message) -> Answer:
@@ -114,7 +135,7 @@ def release_in(reply: Message, task: Task) -> Release:
     if not isinstance(release, Release):
         raise NotAdmitted("an answer of another kind than a release")
     plan = task.plan
-    expected_bins = plan.classes if plan.histogram_share and task.round == 1 else 0
+    expected_counts = sum(one.size for one in plan.purchases(task.round))
     checks = (
         (release.task_digest == task.digest(), "about another task"),
         (release.proxy_digest == bytes.fromhex(plan.proxy_digest), "about another proxy"),
@@ -122,7 +143,10 @@ def release_in(reply: Message, task: Task) -> Release:
         (release.cases == len(task.cases_P) and release.classes == plan.classes, "of another shape"),
         (release.codec == plan.codec, "in another codec"),
         (release.steps in (0, plan.steps_per_round), "with another number of private steps"),
-        (len(release.histogram_C) == expected_bins, "with a histogram that nobody asked for, or without the one bought"),
+        (
+            len(release.counts) == expected_counts,
+            "with statistics that nobody asked for, or without those bought",
+        ),
     )
     for holds, complaint in checks:
         if not holds:

@@ -1,7 +1,8 @@
 """The ensemble: how the sites' opinions become one.
 
-A rule takes the contributions of one round, in the order of site names so that sums don't depend on who answered first, and returns one
-`logits_PC`. Weights are declared public sizes or noisy label histograms that were bought from the budget; true record counts never enter.
+A rule takes the contributions of one round, in the order of site names so that sums don't depend on who
+answered first, and returns one `logits_PC`. Weights are declared public sizes or noisy label histograms
+that were bought from the budget; true record counts never enter.
 
 | rule | combines | withstands |
 |---|---|---|
@@ -39,6 +40,9 @@ class Contribution:
     histogram_C: tuple[int, ...] = ()
 
 
+LEAST_COUNT = 0.5
+"""Noise may make a count negative; no weight is."""
+
 Rule = Callable[[Sequence[Contribution], Aggregation], Floats]
 
 
@@ -65,10 +69,12 @@ def mean(contributions: Sequence[Contribution], settings: Aggregation) -> Floats
 def class_weighted(contributions: Sequence[Contribution], settings: Aggregation) -> Floats:
     """Σ over sites of w_kc · log p_kc, where w_kc is site k's share of all noisy counts of class c.
 
-    A site that has seen most cases of a class has most say about it. Sharpened by `aggregation.temperature`.
+    A site that has seen most cases of a class has most say about it; one whose histogram never came counts as
+    having seen none. Sharpened by `aggregation.temperature`.
     """
-    total_PC = np.zeros(contributions[0].logits_PC.shape)
-    counts_KC = np.maximum(np.array([one.histogram_C for one in contributions], dtype=np.float64), 0.5)
+    cases, classes = contributions[0].logits_PC.shape
+    total_PC, unseen_C = np.zeros((cases, classes)), (0,) * classes
+    counts_KC = np.maximum([one.histogram_C or unseen_C for one in contributions], LEAST_COUNT)
     share_KC = counts_KC / counts_KC.sum(axis=0)
     for one, share_C in zip(contributions, share_KC, strict=True):
         total_PC += share_C * log_softmax(one.logits_PC.astype(np.float64), axis=1)
@@ -76,11 +82,15 @@ def class_weighted(contributions: Sequence[Contribution], settings: Aggregation)
 
 
 def trimmed_mean(contributions: Sequence[Contribution], settings: Aggregation) -> Floats:
-    """Mean of each value over sites without the share `aggregation.trim` at each end (Yin et al. 2018, arXiv:1803.01498)."""
+    """Mean of each value over sites without the share `aggregation.trim` at each end.
+
+    Yin et al. 2018, arXiv:1803.01498, definition 2.
+    """
     stacked_KPC = np.sort(np.stack([one.logits_PC for one in contributions]).astype(np.float64), axis=0)
     sites = len(contributions)
     cut = min(int(np.ceil(settings.trim * sites)), (sites - 1) // 2)
-    return stacked_KPC[cut : sites - cut].mean(axis=0)
+    kept_PC: Floats = stacked_KPC[cut : sites - cut].mean(axis=0)
+    return kept_PC
 
 
 RULES: dict[str, Rule] = {"mean": mean, "class-weighted": class_weighted, "trimmed-mean": trimmed_mean}

@@ -4,14 +4,16 @@
 2. The sites are called; those that don't know the **proxy** are sent it, once.
 3. Every round:
    a. z becomes **soft labels** at the students' temperature, and with the plan a `Task`;
-   b. each site's custodian lets its **student** learn them, take private steps, and say what it thinks (`client.custodian`);
-   c. releases are admitted as hostile input (`server.admission`), the **ensemble** is formed (`server.aggregation`), and z advances
-      (`server.methods`);
+   b. each site's custodian lets its **student** learn them, take private steps, and say what it thinks
+      (`client.custodian`);
+   c. releases are admitted as hostile input (`server.admission`), the **ensemble** is formed
+      (`server.aggregation`), and z advances (`server.methods`);
    d. the teacher learns from z and is judged on public test cases.
 4. z is distilled into the student that goes back to every site; the results are written.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 
 import numpy as np
@@ -20,25 +22,26 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
-from common import seeds
 from common.config import RunConfig
 from common.datasets import load_public, sites
-from common.errors import ConfigError, UserError
+from common.errors import UserError
 from common.losses import log_soft_labels
 from common.messages import Task
-from common.plan import Plan, plan_of
+from common.plan import Plan, plan_of, rule_of
 from common.runs import RunFolder, final_folder
 from common.summary import Results
-from server.admission import Admitted
 from server.aggregation import aggregate
 from server.correspondence import ask_round, call_roll, deliver_student
-from server.methods import State, method_of, rule_of
+from server.methods import State, method_of
+from server.preconditions import check
 from server.public_baselines import public_baselines
 from server.results import Journal, metrics_of
-from server.teacher import Teacher
+from server.teacher import NONE, Teacher, choose_cases
 
 LEAST_LOG_LABEL = -60.0
 """Soft labels below e^-60 say no more; float16 keeps what is above to 3 decimal digits."""
+
+log = logging.getLogger("flwr")  # shows where a Flower user looks
 
 app = ServerApp()
 
@@ -54,36 +57,40 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
     """Run one study with the sites behind `grid`.
 
     Raises:
-        UserError: if the configuration is refused, the results can't be written, or fewer than `min-sites` answer.
+        UserError: if the configuration is refused, the results can't be written, or fewer than `min-sites`
+            answer.
     """
     torch.set_num_threads(1)
-    method, rule = method_of(config), rule_of(config)
     public = load_public(config)
+    check(config, public)
+    method, rule = method_of(config), rule_of(config)
     with RunFolder.open(final_folder(config, flower_run_id)) as folder:
         cases_P = choose_cases(config, len(public.proxy))
         teacher = Teacher.start(config, public, cases_P)
-        teacher_alone = teacher.test_scores()
+        teacher_alone = None if config.teacher.model == NONE else metrics_of(teacher.test_scores())
         state = State.start(teacher.logits())
 
         plan = plan_of(
             config,
             study=folder.name,
-            returns=method.returns,
-            buys_histogram=rule == "class-weighted",
             proxy_digest=public.proxy.digest,
             classes=len(public.proxy.preprocessing.classes),
         )
         roll = call_roll(grid, public.proxy, len(sites(config)), config.round_timeout)
+        require_sites(config, "roll call", roll.members, roll.absent)
         journal = Journal(folder, config, plan)
         heads: dict[str, bytes] = {}
         histograms: dict[str, tuple[int, ...]] = {}
-        for round_number in range(1, config.num_rounds + 1):
+        for round_number in range(1, plan.rounds + 1):
             task = draw_up(plan, round_number, cases_P, state)
             admitted = ask_round(grid, task, roll.members, heads, config.round_timeout)
-            require_sites(config, round_number, admitted, roll.absent)
+            absent = {**roll.absent, **admitted.left_out}
+            require_sites(config, f"round {round_number}", admitted.contributions, absent)
             heads |= admitted.heads
             histograms |= {one.site: one.histogram_C for one in admitted.contributions if one.histogram_C}
-            opinions = [replace(one, histogram_C=histograms.get(one.site, ())) for one in admitted.contributions]
+            opinions = [
+                replace(one, histogram_C=histograms.get(one.site, ())) for one in admitted.contributions
+            ]
             state = method.advance(state, aggregate(rule, opinions, config.aggregation), round_number, config)
             teacher.learn(state.taught_PC)
             journal.note(round_number, admitted, roll, teacher.test_scores())
@@ -92,30 +99,22 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         student.learn(state.taught_PC)
         folder.keep_model("teacher.safetensors", teacher.model_bytes())
         folder.keep_model("student.safetensors", student.model_bytes())
-        deliver_student(grid, student.model_bytes(), roll.members, config.round_timeout)
+        missed = deliver_student(grid, student.model_bytes(), roll.members, config.round_timeout)
+        for site, why in missed.items():
+            log.warning("%s has not got the final student: %s", site, why)
+        public_only, public_only_if_labelled = public_baselines(config, public)
         journal.finish(
             public,
             roll.members,
             Results(
                 federation=metrics_of(teacher.test_scores()),
                 student=metrics_of(student.test_scores()),
-                teacher_alone=metrics_of(teacher_alone),
-                **public_baselines(config, public),
+                teacher_alone=teacher_alone,
+                public_only=public_only,
+                public_only_if_labelled=public_only_if_labelled,
             ),
         )
-
-
-def choose_cases(config: RunConfig, proxy_size: int) -> NDArray[np.int32]:
-    """Rows of the proxy that this run speaks about: all, or `proxy-cases` of them drawn from the seed.
-
-    Raises:
-        ConfigError: if there are not so many.
-    """
-    wanted = config.proxy_cases or proxy_size
-    if wanted > proxy_size:
-        raise ConfigError("run config", "proxy-cases", wanted, f"at most the {proxy_size} cases of the proxy")
-    chosen = seeds.generator(config.seed, "proxy cases").choice(proxy_size, wanted, replace=False)
-    return np.sort(chosen).astype(np.int32)
+    log.info("Results: %s", folder.final)
 
 
 def draw_up(plan: Plan, round_number: int, cases_P: NDArray[np.int32], state: State) -> Task:
@@ -124,11 +123,11 @@ def draw_up(plan: Plan, round_number: int, cases_P: NDArray[np.int32], state: St
     return Task(plan, round_number, cases_P, np.clip(soft_PC, LEAST_LOG_LABEL, 0.0).astype(np.float16))
 
 
-def require_sites(config: RunConfig, round_number: int, admitted: Admitted, absent: Mapping[str, str]) -> None:
-    """Stop the run, with every reason, where fewer than `min-sites` contributed to a round."""
-    if len(admitted.contributions) < config.min_sites:
-        reasons = "; ".join(f"{site}: {why}" for site, why in {**absent, **admitted.left_out}.items())
+def require_sites(config: RunConfig, when: str, present: Sized, absent: Mapping[str, str]) -> None:
+    """Stop the run, with every reason, where fewer than `min-sites` are there."""
+    if len(present) < config.min_sites:
+        reasons = "; ".join(f"{site}: {why}" for site, why in absent.items())
         raise UserError(
-            f"round {round_number}: {len(admitted.contributions)} sites contributed, min-sites is {config.min_sites}. "
+            f"{when}: {len(present)} sites took part, min-sites is {config.min_sites}. "
             f"Left out: {reasons or 'no site is connected'}"
         )

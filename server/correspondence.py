@@ -1,8 +1,9 @@
-"""Letters to sites and back: who is there, here is the proxy, here is this round's task, here is the final student.
+"""Letters to sites and back: who is there, the proxy, each round's task, the final student.
 
 Everything goes through Flower's `Grid`; every wait has a timeout.
 """
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -49,9 +50,9 @@ def call_roll(grid: Grid, proxy: Proxy, expected: int, timeout: float) -> Roll:
     members: dict[str, Member] = {}
     absent: dict[str, str] = {}
     in_need: list[Member] = []
-    for node, answer in _ask(grid, {node: offer for node in nodes}, OFFER, timeout).items():
+    for node, answer in _ask(grid, dict.fromkeys(nodes, offer), OFFER, timeout).items():
         if not isinstance(answer, Greeting):
-            absent[f"node {node}"] = str(answer)
+            absent[f"node {node}"] = _reason(answer)
         elif answer.site in members:
             absent[f"node {node}"] = f"calls itself {answer.site}, as another node does"
         else:
@@ -65,7 +66,7 @@ def call_roll(grid: Grid, proxy: Proxy, expected: int, timeout: float) -> Roll:
             answer = answers[member.node_id]
             if not isinstance(answer, Receipt) or answer.digest != proxy.digest:
                 del members[member.site]
-                absent[member.site] = f"did not take the proxy: {answer}"
+                absent[member.site] = f"did not take the proxy: {_reason(answer)}"
     return Roll({site: members[site] for site in sorted(members)}, absent)
 
 
@@ -78,13 +79,20 @@ def ask_round(
     replies = _collect(grid, node_of, timeout)
     by_node = {member.node_id: member for member in members.values()}
     asked = {message_id: tasks[node] for message_id, node in node_of.items()}
-    return admit(replies, asked, {message_id: by_node[node] for message_id, node in node_of.items()})
+    admitted = admit(replies, asked, {message_id: by_node[node] for message_id, node in node_of.items()})
+    gone = {by_node[node].site: "its node is gone" for node in by_node.keys() - node_of.values()}
+    return replace(admitted, left_out={**admitted.left_out, **gone})
 
 
-def deliver_student(grid: Grid, body: bytes, members: Mapping[str, Member], timeout: float) -> list[str]:
-    """Send the final student back to every site; return the sites that have it."""
+def deliver_student(grid: Grid, body: bytes, members: Mapping[str, Member], timeout: float) -> dict[str, str]:
+    """Send the final student back to every site; return the sites that didn't take it, and why."""
     answers = _ask(grid, {member.node_id: body for member in members.values()}, DELIVER, timeout)
-    return [site for site, member in members.items() if isinstance(answers[member.node_id], Receipt)]
+    received = Receipt(hashlib.sha256(body).digest())
+    return {
+        site: _reason(answers[member.node_id])
+        for site, member in members.items()
+        if answers[member.node_id] != received
+    }
 
 
 def _connected(grid: Grid, expected: int) -> list[int]:
@@ -108,6 +116,11 @@ def _ask(grid: Grid, bodies: Mapping[int, bytes], action: str, timeout: float) -
     return answers
 
 
+def _reason(answer: Answer | str) -> str:
+    """Why an answer isn't the one that was asked for; nothing that a site wrote is shown."""
+    return answer if isinstance(answer, str) else "an answer about something else"
+
+
 def _send(grid: Grid, bodies: Mapping[int, bytes], action: str, round_number: int = 0) -> dict[str, int]:
     """Push one message a node; return the node behind each message id. A node that is gone gets none."""
     node_of: dict[str, int] = {}
@@ -118,14 +131,19 @@ def _send(grid: Grid, bodies: Mapping[int, bytes], action: str, round_number: in
 
 
 def _collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> list[Message]:
-    """Pull replies until all are in or time is up. Flower's own loop sleeps for three seconds between looks."""
-    waiting, replies = set(message_ids), list[Message]()
+    """Pull replies until all are in or time is up."""
+    waiting, replies = dict.fromkeys(message_ids), list[Message]()
     deadline = time.monotonic() + timeout
-    pause = 0.001
+    pause = 0.001  # Flower's own loop sleeps for three seconds between looks
     while waiting and time.monotonic() < deadline:
-        arrived = [reply for reply in grid.pull_messages(list(waiting)) if reply.metadata.reply_to_message_id in waiting]
+        arrived = [
+            reply
+            for reply in grid.pull_messages(list(waiting))
+            if reply.metadata.reply_to_message_id in waiting
+        ]
         replies += arrived
-        waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+        for reply in arrived:
+            waiting.pop(reply.metadata.reply_to_message_id, None)
         if waiting and not arrived:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -1,13 +1,16 @@
 """Methods: what the central state z becomes when a round's ensemble is in.
 
-z holds the central model's logits on the proxy cases of this run. A method says what sites return, which rule combines it by
-default, and how z advances:
+z holds the central model's logits on the proxy cases of this run. A method says what sites return, which rule
+combines it by default, and how z advances:
 
 | method | sites return | z becomes |
 |---|---|---|
-| `descent` | movement of logits by their private steps | v ← momentum·v + mean; z ← z + v: gradient descent on functions instead of weights |
-| `oneshot` | logits of a student trained at once | the class-weighted ensemble of balanced students (one round) |
-| `fedmd` | logits after their private steps | their mean (Li and Wang 2019, arXiv:1910.03581) |
+| `descent` | movement of logits by their private steps | z + v, where v ← momentum·v + ensemble |
+| `oneshot` | logits after all the run's private steps, in one round | the ensemble of balanced students |
+| `fedmd` | logits after their private steps | the ensemble (Li and Wang 2019, arXiv:1910.03581) |
+
+`descent` is gradient descent on functions instead of weights: with linear students on the same features, and
+nothing quantised, it takes the very steps of DP-FedSGD.
 """
 
 from collections.abc import Callable
@@ -16,8 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import RunConfig
+from common.config import MOST_STEPS, RunConfig
 from common.errors import ConfigError
+from common.plan import TERMS, Terms
 
 Floats = NDArray[np.float64]
 
@@ -49,39 +53,32 @@ class State:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to learn from an ensemble.
+    """One way to learn from an ensemble, on terms that sites agree to.
 
     Attributes:
-        returns: What a release carries.
-        rule: The aggregation rule that `aggregation.rule = "auto"` stands for.
+        terms: What sites return, and the usual rule that combines it.
         advance: (state, ensemble_PC, round, config) to the next state.
-        one_round: Whether the method is over after its first round.
     """
 
-    returns: str
-    rule: str
+    terms: Terms
     advance: Callable[[State, Floats, int, RunConfig], State]
-    one_round: bool = False
 
 
 def method_of(config: RunConfig) -> Method:
     """Look the method up and check that the configuration fits it.
 
     Raises:
-        ConfigError: if a one-round method is asked for more rounds, or class weights for movements.
+        ConfigError: if class weights are asked for movements, or more steps than a round may have.
     """
     method = METHODS[config.method]
-    if method.returns == "movement" and config.aggregation.rule == "class-weighted":
-        raise ConfigError("run config", "aggregation.rule", "class-weighted", "a rule for movements: mean, trimmed-mean")
-    if method.one_round and config.num_rounds != 1:
-        raise ConfigError("run config", "num-rounds", config.num_rounds, f"1, since {config.method!r} has one round")
+    if method.terms.returns == "movement" and config.aggregation.rule == "class-weighted":
+        expected = f"mean or trimmed-mean for {config.method!r}, whose sites return movements"
+        raise ConfigError("run config", "aggregation.rule", "class-weighted", expected)
+    if config.schedule[1] > MOST_STEPS:
+        most = MOST_STEPS // config.privacy.steps_per_round
+        expected = f"at most {most}, since {config.method!r} takes all steps in one round"
+        raise ConfigError("run config", "num-rounds", config.num_rounds, expected)
     return method
-
-
-def rule_of(config: RunConfig) -> str:
-    """The aggregation rule in force."""
-    rule = config.aggregation.rule
-    return METHODS[config.method].rule if rule == "auto" else rule
 
 
 def _descend(state: State, ensemble_PC: Floats, round_number: int, config: RunConfig) -> State:
@@ -100,7 +97,7 @@ def _adopt(state: State, ensemble_PC: Floats, round_number: int, config: RunConf
 
 
 METHODS = {
-    "descent": Method("movement", "mean", _descend),
-    "oneshot": Method("logits", "class-weighted", _adopt, one_round=True),
-    "fedmd": Method("logits", "mean", _adopt),
+    "descent": Method(TERMS["descent"], _descend),
+    "oneshot": Method(TERMS["oneshot"], _adopt),
+    "fedmd": Method(TERMS["fedmd"], _adopt),
 }

@@ -19,13 +19,11 @@ from server.teacher import NONE, Teacher
 WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1)
 
 
-def public_baselines(config: RunConfig, public: PublicData) -> dict[str, Metrics | None]:
+def public_baselines(config: RunConfig, public: PublicData) -> tuple[Metrics | None, Metrics | None]:
     """What the labelled proxy cases alone give, and what all of them would, had they been labelled."""
     hidden = public.proxy_labels
-    return {
-        "public_only": best_public(config, public, public.proxy.y),
-        "public_only_if_labelled": None if hidden is None else best_public(config, public, hidden),
-    }
+    had_it_been = None if hidden is None else best_public(config, public, hidden)
+    return best_public(config, public, public.proxy.y), had_it_been
 
 
 def best_public(config: RunConfig, public: PublicData, y_N: NDArray[np.int64]) -> Metrics | None:

@@ -1,8 +1,10 @@
 """What the coordinator writes down: a line a round while it runs, and at the end the folder of results.
 
-The folder is built aside (`common.runs`) and gets its name only when it is whole, so that nobody takes half a result for one.
+The folder is built aside (`common.runs`) and gets its name only when it is whole, so that nobody takes half
+a result for one.
 """
 
+import logging
 import resource
 import time
 from collections.abc import Mapping
@@ -31,6 +33,8 @@ from server.admission import Admitted, Member
 from server.correspondence import Roll
 from server.report import render
 
+log = logging.getLogger("flwr")  # shows where a Flower user looks
+
 ROUNDS = "rounds.jsonl"
 REPORTED = ("auroc", "accuracy")
 """Metrics of a summary."""
@@ -47,6 +51,13 @@ def write_results(summary: Summary, folder: Path) -> None:
     write(summary, folder / "summary.json")
     with disk_errors(folder / "report.html"):
         (folder / "report.html").write_text(render(summary), encoding="utf-8")
+
+
+def in_words(line: Round) -> str:
+    """One round in a few words: metrics, the ε spent, who was left out."""
+    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in line.metrics.items())
+    without = f", without {', '.join(one.site for one in line.left_out)}" if line.left_out else ""
+    return f"{metrics}, ε {line.epsilon_spent or 0.0:.2f}{without}"
 
 
 class Journal:
@@ -74,14 +85,18 @@ class Journal:
             round=round_number,
             metrics={name: scores[name] for name in REPORTED if name in scores},
             epsilon_spent=self._plan.guarantee(round_number).epsilon if self._charged else 0.0,
+            hold_out_accuracy=dict(admitted.hold_out),
             answered=tuple(one.site for one in admitted.contributions),
-            left_out=tuple(LeftOut(site=site, reason=why) for site, why in {**roll.absent, **admitted.left_out}.items()),
+            left_out=tuple(
+                LeftOut(site=site, reason=why) for site, why in {**roll.absent, **admitted.left_out}.items()
+            ),
             bytes_up=_bytes(sizes),
         )
         self._rounds.append(line)
         path = self._folder / ROUNDS
         with disk_errors(path), path.open("a") as file:
             file.write(line.model_dump_json() + "\n")
+        log.info("round %d of %d: %s", round_number, self._plan.rounds, in_words(line))
 
     def finish(self, public: PublicData, members: Mapping[str, Member], results: Results) -> None:
         """Sum the run up: `summary.json` and `report.html`."""

@@ -1,7 +1,8 @@
 """The teacher: the central model, its soft labels, and how it learns from the ensemble.
 
-It starts from the labelled public cases, from a safetensors file, or not at all (`teacher.model = "none"`: z starts at zero). Its logits on the run's
-proxy cases are the first z; after every round it is distilled from the new z, warm from where it was.
+It starts from the labelled public cases, from a safetensors file, or not at all (`teacher.model = "none"`: z
+starts at zero, and a twin of the student learns). Its logits on the run's proxy cases are the first z; after
+every round it is distilled from the new z, warm from where it was.
 """
 
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import seeds
-from common.architectures import Architecture
+from common.architectures import Architecture, architecture_of
 from common.config import Network, RunConfig
 from common.datasets import PublicData
 from common.distillation import Learner, build_learner, fit_labels, fit_soft_labels, trunk_name
 from common.errors import ConfigError
 from common.losses import log_soft_labels
 from common.metrics import scores
-from common.models import ModelCard, load_model, model_bytes
+from common.models import ModelCard, ModelFileError, load_weights, model_bytes, read_card
 from common.proxy import Proxy
 from common.records import Cases
 
@@ -50,14 +51,13 @@ class Teacher:
     seed: int
 
     @classmethod
-    def open(cls, config: RunConfig, public: PublicData, cases_P: NDArray[np.int32], settings: Network) -> "Teacher":
-        """Build an untaught learner of these settings."""
-        model = config.student.model if settings.model == NONE else settings.model
-        architecture = Architecture(model, settings.features, settings.feature_size)
-        own_paths = (config.teacher.model, config.student.model)
-        learner = build_learner(architecture, public.proxy, seeds.torch_seed(config.seed, "teacher"), own_paths)
+    def open(
+        cls, config: RunConfig, public: PublicData, cases_P: NDArray[np.int32], settings: Network
+    ) -> "Teacher":
+        """Build an untaught learner of these settings, with its views."""
+        learner = learner_of(config, public.proxy, settings)
         return cls(
-            architecture,
+            _architecture(config, settings),
             learner,
             settings,
             public.proxy,
@@ -74,8 +74,9 @@ class Teacher:
         """Open the run's teacher, loaded, trained on the labelled public part, or untaught.
 
         Raises:
-            ConfigError: if `teacher.path` names no model that fits.
+            ConfigError: if `teacher.path` names no model that fits, or no case is labelled.
         """
+        check_start(config, public.proxy)
         teacher = cls.open(config, public, cases_P, config.teacher)
         if config.teacher.path:
             teacher.load(Path(config.teacher.path))
@@ -84,11 +85,17 @@ class Teacher:
         return teacher
 
     def load(self, path: Path) -> None:
-        """Take weights from a file."""
+        """Take weights from a file, whose model must have the same cases and classes, in the same order."""
+        ours = self.card()
         try:
-            load_model(path, into=self.learner.whole())
-        except (OSError, ValueError) as error:
-            raise ConfigError("run config", "teacher.path", str(path), f"a model that fits: {error}") from None
+            theirs = read_card(path)
+            if (theirs.case_shape, theirs.classes) != (ours.case_shape, ours.classes):
+                raise ModelFileError(f"it judges cases {theirs.case_shape} as {', '.join(theirs.classes)}")
+            load_weights(path.read_bytes(), into=self.learner.whole())
+        except (OSError, ModelFileError) as error:
+            raise ConfigError(
+                "run config", "teacher.path", str(path), f"a model that fits ({error})"
+            ) from None
 
     def learn_labels(self) -> None:
         """Train on the labelled proxy cases."""
@@ -97,7 +104,7 @@ class Teacher:
         fit_labels(self.learner, phi, self.proxy.y[labelled], self.settings, self.seed)
 
     def logits(self) -> Floats:
-        """The teacher's logits on the run's proxy cases, `(cases, classes)`; zeros where there is no teacher yet."""
+        """Logits `(cases, classes)` on the run's proxy cases; zeros where there is no teacher."""
         if self.settings.model == NONE:
             return np.zeros((len(self.cases_P), len(self.proxy.preprocessing.classes)), dtype=np.float32)
         return self.learner.logits(self.phi_P)
@@ -111,15 +118,18 @@ class Teacher:
 
     def model_bytes(self) -> bytes:
         """The model as a safetensors file that says how it was built."""
+        return model_bytes(self.learner.whole(), self.card())
+
+    def card(self) -> ModelCard:
+        """What the model's file says about it."""
         preprocessing = self.proxy.preprocessing
         trunk = trunk_name(self.proxy) if self.architecture.features == "teacher" else ""
-        card = ModelCard(
+        return ModelCard(
             model=self.architecture.model,
             case_shape=preprocessing.case_shape,
             classes=preprocessing.classes,
             features=self.learner.features.card(trunk),
         )
-        return model_bytes(self.learner.whole(), card)
 
     def validation_scores(self) -> dict[str, float]:
         """Scores on the public validation cases: for choices."""
@@ -128,6 +138,55 @@ class Teacher:
     def test_scores(self) -> dict[str, float]:
         """Scores on the public test cases: for the report."""
         return _scored(self.learner, self.phi_test, self.public.test)
+
+
+def choose_cases(config: RunConfig, proxy_size: int) -> NDArray[np.int32]:
+    """Rows of the proxy that this run speaks about: all, or `proxy-cases` of them drawn from the seed.
+
+    Raises:
+        ConfigError: if there are not so many.
+    """
+    wanted = config.proxy_cases or proxy_size
+    if wanted > proxy_size:
+        raise ConfigError("run config", "proxy-cases", wanted, f"at most the {proxy_size} cases of the proxy")
+    chosen = seeds.generator(config.seed, "proxy cases").choice(proxy_size, wanted, replace=False)
+    return np.sort(chosen).astype(np.int32)
+
+
+def learner_of(config: RunConfig, proxy: Proxy, settings: Network) -> Learner:
+    """Build the untaught learner of these settings, the run's teacher's or student's.
+
+    Raises:
+        ConfigError: if there is no such model, or it doesn't take such cases.
+    """
+    architecture = _architecture(config, settings)
+    # Whoever may name code in a coordinator's own run config may run code there anyway.
+    own_paths = (config.teacher.model, config.student.model)
+    return build_learner(architecture, proxy, seeds.torch_seed(config.seed, "teacher"), own_paths)
+
+
+def check_start(config: RunConfig, proxy: Proxy) -> None:
+    """Refuse a teacher that has nothing to start from.
+
+    Raises:
+        ConfigError: naming the key of the teacher's that is wrong.
+    """
+    teacher = config.teacher
+    if teacher.path:
+        if teacher.model == NONE:
+            raise ConfigError(
+                "run config", "teacher.path", teacher.path, "no file, since teacher.model is none"
+            )
+        if not Path(teacher.path).is_file():
+            raise ConfigError("run config", "teacher.path", teacher.path, "a file that is there")
+    elif teacher.model != NONE and not (proxy.y >= 0).any():
+        expected = "none, or a file in teacher.path: no proxy case is labelled"
+        raise ConfigError("run config", "teacher.model", teacher.model, expected)
+
+
+def _architecture(config: RunConfig, settings: Network) -> Architecture:
+    """The settings' own, or the student's for the teacher that is none."""
+    return architecture_of(config.student if settings.model == NONE else settings)
 
 
 def _scored(learner: Learner, phi: Tensor, cases: Cases) -> dict[str, float]:

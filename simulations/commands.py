@@ -4,11 +4,11 @@ import logging
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from common.config import RunConfig
 from common.errors import UserError
@@ -18,15 +18,23 @@ screen = Console(stderr=True)
 
 
 def simulate(
-    scenario: Annotated[str, typer.Argument(help="heart, thyroid, fashion, own, or a run-config TOML file.")] = "heart",
+    scenario: Annotated[
+        str, typer.Argument(help="heart, thyroid, fashion, own, or a run-config TOML file.")
+    ] = "heart",
     backend: Annotated[str, typer.Option(help="inprocess (no Ray) or ray.")] = "inprocess",
     run_config: Annotated[
         list[str] | None,
         typer.Option(help="Overrides: 'key=value …' as Flower takes them, or a TOML file. May be repeated."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Repetitions, such as 0,1,2. Default: the run config's seed.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of results; default runs/<date>-<scenario>.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary on standard output, and nothing else.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Repetitions, such as 0,1,2. Default: the run config's seed.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results; default runs/<date>-<scenario>.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary on standard output, and nothing else.")
+    ] = False,
 ) -> None:
     """Run a federation on this machine, hold it against what it must beat, and write the results."""
     if backend not in ("inprocess", "ray"):
@@ -34,12 +42,13 @@ def simulate(
     config = run_settings(scenario, run_config or [])
     repetitions = [config.seed] if seeds is None else parse_seeds(seeds)
     final = (out or Path(config.out) / (config.run_id or default_name(config))).absolute()
-    quiet_libraries()
 
-    from common.summary import to_json
+    from common.summary import Round, to_json
     from server.report_terminal import results_table
+    from server.results import in_words
     from simulations.simulate import simulate as run
 
+    quiet_libraries()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -48,16 +57,16 @@ def simulate(
         TimeElapsedColumn(),
         console=screen,
     ) as progress:
-        bars: dict[int, Any] = {}
+        bars: dict[int, TaskID] = {}
 
         def on_stage(seed: int, stage: str) -> None:
             if stage == "rounds":
-                bars[seed] = progress.add_task(f"seed {seed}: rounds", total=config.num_rounds, news="")
+                bars[seed] = progress.add_task(f"seed {seed}: rounds", total=config.schedule[0], news="")
             else:
                 progress.update(bars[seed], description=f"seed {seed}: {stage}")
 
-        def on_round(line: dict[str, Any]) -> None:
-            progress.update(bars[line["seed"]], completed=line["round"], news=news_of(line))
+        def on_round(line: Round) -> None:
+            progress.update(bars[line.seed], completed=line.round, news=in_words(line))
 
         summary = run(config, repetitions, backend, final, on_stage, on_round)  # type: ignore[arg-type]
         for seed, bar in bars.items():
@@ -75,21 +84,14 @@ def parse_seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds {text!r} is refused: expected numbers from 0, with commas between, such as 0,1,2")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**63:
+        raise UserError(f"--seeds {text!r} is refused: expected numbers with commas between, such as 0,1,2")
     return seeds
 
 
 def default_name(config: RunConfig) -> str:
     """A run's name when nobody gave one: date, time and scenario."""
     return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{config.scenario}"
-
-
-def news_of(line: dict[str, Any]) -> str:
-    """One round in a few words: the metric and the ε spent."""
-    name, value = next(iter(line["metrics"].items()), ("", 0.0))
-    left_out = f"  without {', '.join(one['site'] for one in line['left_out'])}" if line["left_out"] else ""
-    return f"{name} {100 * value:.1f}  ε {line['epsilon_spent']:.2f}{left_out}"
 
 
 def quiet_libraries() -> None:

@@ -2,10 +2,13 @@
 
 All are judged on the same public test cases, with the student's architecture:
 
-- *a site alone*: its own private steps under the same (ε, δ), from an untaught student: neither the federation nor the teacher;
-- *pooled, DP*: one trusted party holds all records, takes as many private steps under the same (ε, δ), from the same teacher's start, with the
-  server's momentum in its weights, and learns nothing from a quantised logit;
-- *pooled, no privacy*: the same party without clipping and noise, fitted to the end; the best of `WEIGHT_DECAYS` by public validation.
+- *a site alone*: its own private steps under the same (ε, δ), from an untaught student: neither the
+  federation nor the teacher;
+- *pooled, DP*: one trusted party holds all records, takes as many private steps under the same (ε, δ), from
+  the same teacher's start, with the server's momentum in its weights, and learns nothing from a quantised
+  logit;
+- *pooled, no privacy*: the same party without clipping and noise, fitted to the end; the best of
+  `WEIGHT_DECAYS` by public validation.
 """
 
 from dataclasses import dataclass
@@ -16,9 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.noise import PrivateRandomness
-from client.private_data import PrivateRecords, scenario_records
+from client.private_data import scenario_records
 from client.private_step import StepSettings, Units, private_steps
-from common import seeds
 from common.config import RunConfig
 from common.datasets import PublicData, load_public, sites
 from common.distillation import Learner, fit_labels
@@ -26,11 +28,9 @@ from common.metrics import headline_metric
 from common.models import private_ready
 from common.plan import plan_of
 from common.summary import Metrics, Results, statistic
-from server.app import choose_cases
-from server.methods import METHODS
 from server.public_baselines import WEIGHT_DECAYS
 from server.results import metrics_of
-from server.teacher import Teacher
+from server.teacher import Teacher, choose_cases
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,9 @@ def with_comparisons(config: RunConfig, results: Results) -> Results:
 
 def open_parties(config: RunConfig, public: PublicData) -> list[Party]:
     """Every site's records as the coordinator's proposed student sees them."""
-    learner = untaught(config, public, "features").learner
-    found = []
+    learner, found = untaught(config, public).learner, []
     for site in sites(config):
-        records: PrivateRecords = scenario_records(config, site.name)
+        records = scenario_records(config, site.name)
         units = records.for_private_step(public.proxy, learner, config.privacy.unit)
         found.append(Party(site.name, units, site.declared_size))
     return found
@@ -86,7 +85,7 @@ def pool(parties: list[Party]) -> Party:
 
 def alone(config: RunConfig, public: PublicData, party: Party) -> dict[str, float]:
     """A site's own private steps from an untaught student."""
-    student = untaught(config, public, party.name)
+    student = untaught(config, public)
     take_steps(config, student.learner, party, momentum=config.aggregation.momentum)
     return student.test_scores()
 
@@ -94,7 +93,7 @@ def alone(config: RunConfig, public: PublicData, party: Party) -> dict[str, floa
 def pooled_dp(config: RunConfig, public: PublicData, party: Party) -> dict[str, float]:
     """All records in one place under the same ε, from the same teacher's start."""
     cases_P = choose_cases(config, len(public.proxy))
-    student = untaught(config, public, party.name)
+    student = untaught(config, public)
     student.learn(Teacher.start(config, public, cases_P).logits().astype(np.float64))
     take_steps(config, student.learner, party, momentum=config.aggregation.momentum)
     return student.test_scores()
@@ -106,7 +105,7 @@ def pooled_no_privacy(config: RunConfig, public: PublicData, party: Party) -> di
     best: tuple[float, dict[str, float]] = (-1.0, {})
     labels_N: NDArray[np.int64] = party.units.y_N.numpy()
     for decay in WEIGHT_DECAYS:
-        student = untaught(config, public, party.name)
+        student = untaught(config, public)
         tuned = config.student.model_copy(update={"weight_decay": decay})
         fit_labels(student.learner, party.units.phi_ND, labels_N, tuned, config.seed)
         chosen_by = student.validation_scores().get(metric, 0.0)
@@ -115,25 +114,19 @@ def pooled_no_privacy(config: RunConfig, public: PublicData, party: Party) -> di
     return best[1]
 
 
-def untaught(config: RunConfig, public: PublicData, purpose: str) -> Teacher:
+def untaught(config: RunConfig, public: PublicData) -> Teacher:
     """The proposed student with its views of the public cases, ready for private steps."""
     cases_P = choose_cases(config, len(public.proxy))
-    view = Teacher.open(config.model_copy(update={"seed": config.seed}), public, cases_P, config.student)
-    torch.manual_seed(seeds.torch_seed(config.seed, "comparison", purpose))
-    view.learner = Learner(view.learner.features, private_ready(view.learner.model))
-    return view
+    student = Teacher.open(config, public, cases_P, config.student)
+    student.learner = Learner(student.learner.features, private_ready(student.learner.model))
+    return student
 
 
 def take_steps(config: RunConfig, learner: Learner, party: Party, momentum: float) -> None:
     """The run's private steps, all at once, under the run's whole budget."""
-    plan = plan_of(
-        config,
-        study="comparison",
-        returns=METHODS[config.method].returns,
-        buys_histogram=False,
-        proxy_digest=bytes(32),
-        classes=2,
-    )
+    # A party that stands alone buys no statistics: all of its ε goes into the steps.
+    plan = plan_of(config, study="comparison", proxy_digest=bytes(32), classes=2)
+    plan = plan.model_copy(update={"histogram_share": 0.0, "hold_out_share": 0.0})
     settings = StepSettings(
         noise_multiplier=plan.noise_multiplier(),
         clipping_norm=plan.clipping_norm,

@@ -1,16 +1,16 @@
-"""`grandrounds simulate`: a whole federation on this machine, seed by seed, with what it must be held against.
+"""`grandrounds simulate`: a federation on this machine, seed by seed, with what it must be held against.
 
-Each seed is one run of the real apps on the chosen backend. Then come the comparisons that need everybody's records, the merged
-summary and the report. The folder of results appears under its name only when all of it is whole.
+Each seed is one run of the real apps on the chosen backend. Then come the comparisons that need everybody's
+records, the merged summary and the report. The folder of results appears under its name only when all of it
+is whole.
 """
 
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -19,9 +19,8 @@ from common.config import RunConfig
 from common.datasets import load_public, sites
 from common.errors import ConfigError, UserError
 from common.runs import RunFolder, disk_errors, working_folder
-from common.summary import Summary, merge, read
-from server.app import choose_cases
-from server.methods import method_of
+from common.summary import Round, Summary, merge, read
+from server.preconditions import check as check_run
 from server.results import ROUNDS, peak_memory_mib, write_results
 from simulations.comparisons import with_comparisons
 from simulations.inprocess import run_inprocess
@@ -30,14 +29,19 @@ from simulations.ray_backend import find_project, run_ray
 Backend = Literal["inprocess", "ray"]
 MODELS = ("teacher.safetensors", "student.safetensors")
 
-OnRound = Callable[[dict[str, Any]], None]
+OnRound = Callable[[Round], None]
 """Called with each finished round, as `rounds.jsonl` has it."""
 OnStage = Callable[[int, str], None]
 """Called with the seed and what begins: `rounds` or `comparisons`."""
 
 
 def simulate(
-    config: RunConfig, seeds: Sequence[int], backend: Backend, final: Path, on_stage: OnStage, on_round: OnRound
+    config: RunConfig,
+    seeds: Sequence[int],
+    backend: Backend,
+    final: Path,
+    on_stage: OnStage,
+    on_round: OnRound,
 ) -> Summary:
     """Run a scenario once a seed, compare, and write the folder of results.
 
@@ -57,7 +61,9 @@ def simulate(
     with RunFolder.open(final) as folder:
         summaries = []
         for seed in seeds:
-            seeded = config.model_copy(update={"seed": seed, "out": str(folder.path), "run_id": f"seed-{seed}"})
+            seeded = config.model_copy(
+                update={"seed": seed, "out": str(folder.path), "run_id": f"seed-{seed}"}
+            )
             on_stage(seed, "rounds")
             with rounds_watched(folder.path / f"seed-{seed}", on_round):
                 run_once(seeded, backend, final.with_name(f"{final.name}-seed-{seed}.log"))
@@ -75,13 +81,13 @@ def check(config: RunConfig, seeds: Sequence[int]) -> None:
     """Refuse what can be refused before anything starts."""
     if len(set(seeds)) != len(seeds):
         raise UserError(f"--seeds {','.join(map(str, seeds))}: a seed occurs twice")
-    method_of(config)
-    count = len(sites(config))
-    if config.min_sites > count:
-        raise ConfigError("run config", "min-sites", config.min_sites, f"at most the {count} sites there are")
     for seed in seeds:
-        public = load_public(config.model_copy(update={"seed": seed}))
-        choose_cases(config, len(public.proxy))
+        seeded = config.model_copy(update={"seed": seed})
+        public = load_public(seeded)
+        check_run(seeded, public)
+        # A scenario's public part and its sites' records come from one table.
+        if config.privacy.unit == "patient" and public.test.patients is None:
+            raise ConfigError("run config", "privacy.unit", "patient", "record: no column names the patients")
 
 
 def run_once(config: RunConfig, backend: Backend, log_file: Path) -> None:
@@ -120,10 +126,12 @@ def rounds_watched(final: Path, on_round: OnRound) -> Iterator[None]:
         seen = 0
         while True:
             last_look = over.wait(0.05)
-            path = next((place / ROUNDS for place in (final, working_folder(final)) if (place / ROUNDS).exists()), None)
-            lines = path.read_text().split("\n")[:-1] if path else []
+            lines: list[str] = []
+            for place in (final, working_folder(final)):
+                with suppress(OSError):  # not begun yet, or just about to get its final name
+                    lines = (place / ROUNDS).read_text().split("\n")[:-1] or lines
             for line in lines[seen:]:
-                on_round(json.loads(line))
+                on_round(Round.model_validate_json(line))
             seen = max(seen, len(lines))
             if last_look:
                 return

@@ -1,6 +1,8 @@
 """A small hospital for tests: a founded site with a table of made-up patients, and what a coordinator would send it."""
 
 import contextlib
+import datetime
+import ipaddress
 import os
 import signal
 import subprocess
@@ -13,10 +15,16 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.connection import OPTIONS, Connection
 from client.founding import Choices, found
+from client.policy import read_policy
+from client.served import ServedSite, open_ledger, open_site, site_of
 from common.config import RunConfig
 from common.messages import Task
 from common.plan import Plan, plan_of
@@ -25,6 +33,7 @@ from common.proxy import Proxy
 from common.records import Records
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 CLASSES = ("no", "yes")
 FEATURES = ("age", "pressure", "sugar")
 DESCRIPTION = """\
@@ -88,7 +97,7 @@ class Hospital:
     @classmethod
     def found(cls, folder: Path, records: Records | None = None) -> "Hospital":
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "patients.csv").write_text(as_csv(records or patients(60)))
+        (folder / "patients.csv").write_text(as_csv(patients(60) if records is None else records))
         (folder / "data.toml").write_text(DESCRIPTION)
         choices = Choices(
             site="north",
@@ -122,12 +131,12 @@ class Hospital:
         self.policy_path.write_text(text)
 
     def plan(self, **changes: object) -> Plan:
-        config = RunConfig.from_run_config({"num-rounds": 3, "privacy.unit": "patient", "privacy.epsilon": 1.0})
+        config = RunConfig.from_run_config(
+            {"num-rounds": 3, "privacy.unit": "patient", "privacy.epsilon": 1.0}
+        )
         plan = plan_of(
             config,
             study="study-1",
-            returns="movement",
-            buys_histogram=False,
             proxy_digest=self.proxy.digest,
             classes=len(CLASSES),
         )
@@ -140,12 +149,48 @@ class Hospital:
         fields = {"cases_P": cases_P, "log_soft_labels_PC": soft_PC.astype(np.float16)} | changes
         return Task(plan or self.plan(), round_number, **fields)  # type: ignore[arg-type]
 
+    def open(self) -> contextlib.AbstractContextManager[ServedSite]:
+        """Open the site in this process, without a service."""
+        return open_site(read_policy(self.policy_path))
+
+    @contextlib.contextmanager
+    def open_beside(self) -> Iterator[ServedSite]:
+        """Open the same site once more, as a second process without the lock on its state would."""
+        policy = read_policy(self.policy_path)
+        with open_ledger(policy) as ledger:
+            yield site_of(policy, ledger)
+
     def connect(self, patience: float = 10.0) -> Connection:
         return Connection(grpc.insecure_channel(self.address, [*OPTIONS, FRESH]), patience)
 
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start a custodian in a process of its own; its log goes to serve.log."""
+        with (self.folder / "serve.log").open("ab") as log:
+            return subprocess.Popen(self._command("serve"), env=ENVIRONMENT, stderr=log, stdout=log)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run `grandrounds site …` on this site's policy."""
+        return subprocess.run(
+            self._command(*command), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        )
+
+    def _command(self, *command: str) -> list[str]:
+        return [sys.executable, "-m", "grandrounds", "site", *command, "--policy", str(self.policy_path)]
+
+    def is_healthy(self, timeout: float = 2.0) -> bool:
+        """Ask the standard health service, by a connection of its own."""
+        with grpc.insecure_channel(self.address, [FRESH]) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            try:
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+            except grpc.RpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
     @contextlib.contextmanager
     def served(self) -> Iterator["Served"]:
-        process = start(self.policy_path)
+        """A custodian in a process of its own, from healthy to ended."""
+        process = self.start()
         try:
             served = Served(self, process)
             served.wait_until_healthy()
@@ -162,16 +207,9 @@ FRESH = ("grpc.use_local_subchannel_pool", 1)
 """Each test's channel has a connection of its own."""
 
 
-def start(policy: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "grandrounds", "site", "serve", "--policy", str(policy)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with (log or policy.parent / "serve.log").open("ab") as output:
-        return subprocess.Popen(command, cwd=policy.parent, env=environment, stderr=output, stdout=output)
-
-
 @dataclass
 class Served:
-    """A custodian in a process of its own."""
+    """A custodian that runs."""
 
     hospital: Hospital
     process: subprocess.Popen[bytes]
@@ -181,21 +219,14 @@ class Served:
         return (self.hospital.folder / "serve.log").read_text()
 
     def health(self, timeout: float = 2.0) -> bool:
-        with grpc.insecure_channel(self.hospital.address, [FRESH]) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            try:
-                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
-            except grpc.RpcError:
-                return False
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return self.hospital.is_healthy(timeout)
 
-    def wait_until_healthy(self, timeout: float = 20.0) -> float:
+    def wait_until_healthy(self, timeout: float = 20.0) -> None:
         began = time.monotonic()
         while not self.health(0.5):
             assert self.process.poll() is None, self.log
             assert time.monotonic() - began < timeout, self.log
             time.sleep(0.01)
-        return time.monotonic() - began
 
 
 @pytest.fixture
@@ -203,7 +234,53 @@ def hospital(tmp_path: Path) -> Hospital:
     return Hospital.found(tmp_path / "north")
 
 
-@pytest.fixture
-def found_hospital(tmp_path: Path) -> Callable[..., Hospital]:
-    """Found hospitals by name, each with records of its own."""
-    return lambda name, records=None: Hospital.found(tmp_path / name, records)
+@pytest.fixture(scope="session")
+def found_at() -> Callable[..., Hospital]:
+    """Found a hospital in a folder, with records of its own if they are given."""
+    return Hospital.found
+
+
+@pytest.fixture(scope="session")
+def certify() -> Callable[[Path], None]:
+    """Write certificates into a folder: an authority's, and a courier's and a custodian's that it signed."""
+
+    def write(folder: Path) -> None:
+        authority = certificate(folder, "ca")
+        certificate(folder, "courier", authority)
+        certificate(folder, "custodian", authority)
+
+    return write
+
+
+def certificate(folder: Path, name: str, authority: tuple | None = None) -> tuple:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signing = (subject, key) if authority is None else (authority[0].subject, authority[1])
+    names = x509.SubjectAlternativeName(
+        [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    )
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
+        .sign(signing, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (folder / f"{name}.crt").write_bytes(signed.public_bytes(pem))
+    secret = os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(secret, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    os.close(secret)
+    return signed, key
+
+
+@pytest.fixture(scope="session")
+def patients_of() -> Callable[..., Records]:
+    """Made-up patients, as many as wanted."""
+    return patients

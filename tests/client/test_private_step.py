@@ -24,7 +24,9 @@ def network(kind: str) -> nn.Module:
 
 def examples(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.normal(size=(n, 5)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, n))
+    return torch.from_numpy(rng.normal(size=(n, 5)).astype(np.float32)), torch.from_numpy(
+        rng.integers(0, 3, n)
+    )
 
 
 def naive_step(model: nn.Module, phi, y, step: StepSettings) -> list[torch.Tensor]:
@@ -81,7 +83,9 @@ def test_a_record_with_a_gradient_that_is_not_finite_counts_as_absent(kind, brok
     with_it, without_it = network(kind), network(kind)
     private_steps(with_it, Units.group(poisoned, y, None), 3, silent(), LOSS, PrivateRandomness())
     others = torch.arange(20) != 7
-    private_steps(without_it, Units.group(phi[others], y[others], None), 3, silent(), LOSS, PrivateRandomness())
+    private_steps(
+        without_it, Units.group(phi[others], y[others], None), 3, silent(), LOSS, PrivateRandomness()
+    )
     for one, other in zip(with_it.parameters(), without_it.parameters(), strict=True):
         assert torch.isfinite(one).all()
         if broken != 3e38:  # a huge finite record may have a finite gradient, which is clipped like any other

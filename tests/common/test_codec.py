@@ -31,11 +31,20 @@ def test_decoding_gives_the_centred_logits_within_one_step(name, logits_NC):
 @given(logits_NC=logits)
 def test_the_length_depends_on_the_shape_alone(name, logits_NC):
     codec = CODECS[name]
-    assert len(codec.encode(logits_NC)[1]) == len(codec.encode(np.zeros_like(logits_NC))[1]) == logits_NC.size * codec.itemsize
+    assert (
+        len(codec.encode(logits_NC)[1])
+        == len(codec.encode(np.zeros_like(logits_NC))[1])
+        == logits_NC.size * codec.itemsize
+    )
 
 
 @pytest.mark.parametrize("name", CODECS)
-@given(payload=st.binary(max_size=64), scale=st.floats(width=32), cases=st.integers(1, 8), classes=st.integers(2, 8))
+@given(
+    payload=st.binary(max_size=64),
+    scale=st.floats(width=32),
+    cases=st.integers(1, 8),
+    classes=st.integers(2, 8),
+)
 def test_hostile_bytes_decode_to_finite_values_or_are_refused(name, payload, scale, cases, classes):
     try:
         read_NC = CODECS[name].decode(payload, scale, cases, classes)

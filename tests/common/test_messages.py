@@ -9,12 +9,20 @@ from hypothesis import strategies as st
 
 from common.codec import CODECS
 from common.config import RunConfig
-from common.messages import Greeting, MessageError, Offer, Receipt, Refusal, Release, Rule, Task, decode_answer
+from common.messages import (
+    Greeting,
+    MessageError,
+    Offer,
+    Receipt,
+    Refusal,
+    Release,
+    Rule,
+    Task,
+    decode_answer,
+)
 from common.plan import plan_of
 
-PLAN = plan_of(
-    RunConfig(), study="s", returns="movement", buys_histogram=False, proxy_digest=bytes(32), classes=3
-)
+PLAN = plan_of(RunConfig(), study="s", proxy_digest=bytes(32), classes=3)
 
 
 def task(cases: int = 4, seed: int = 0, **changes) -> Task:
@@ -24,7 +32,9 @@ def task(cases: int = 4, seed: int = 0, **changes) -> Task:
 
 
 def release(cases: int = 4, codec: str = "int8", seed: int = 0, **changes) -> Release:
-    scale, payload = CODECS[codec].encode(np.random.default_rng(seed).normal(size=(cases, 3)).astype(np.float32))
+    scale, payload = CODECS[codec].encode(
+        np.random.default_rng(seed).normal(size=(cases, 3)).astype(np.float32)
+    )
     return replace(Release(bytes(32), bytes(32), 1, 1, codec, scale, payload, cases, 3), **changes)
 
 
@@ -52,9 +62,14 @@ def test_the_digest_covers_everything_but_the_head():
     assert len({asked.digest(), *(other.digest() for other in others)}) == 6
 
 
-@given(cases=st.integers(1, 30), codec=st.sampled_from(sorted(CODECS)), seed=st.integers(0, 99), bought=st.booleans())
+@given(
+    cases=st.integers(1, 30),
+    codec=st.sampled_from(sorted(CODECS)),
+    seed=st.integers(0, 99),
+    bought=st.booleans(),
+)
 def test_a_release_reads_back_as_written(cases, codec, seed, bought):
-    said = release(cases, codec, seed, histogram_C=(1, -2, 3) if bought else ())
+    said = release(cases, codec, seed, counts=(1, -2, 3) if bought else ())
     read = decode_answer(said.encode())
     assert isinstance(read, Release)
     assert replace(read, scale=0.0) == replace(said, scale=0.0)
@@ -68,7 +83,11 @@ def test_what_a_student_thinks_does_not_show_in_the_length(first, second):
 
 @pytest.mark.parametrize(
     "answer",
-    [Greeting("st-elsewhere", 120, True), Refusal(Rule.UNKNOWN_PROXY, bytes([1]) * 32, bytes([2]) * 32), Receipt(bytes(32))],
+    [
+        Greeting("st-elsewhere", 120, True),
+        Refusal(Rule.UNKNOWN_PROXY, bytes([1]) * 32, bytes([2]) * 32),
+        Receipt(bytes(32)),
+    ],
 )
 def test_other_answers_read_back_as_written(answer):
     assert decode_answer(answer.encode()) == answer
@@ -83,7 +102,7 @@ READERS = [Task.decode, decode_answer, Offer.decode]
 WRITTEN = [
     task().encode(),
     release().encode(),
-    release(histogram_C=(1, 2, 3)).encode(),
+    release(counts=(1, 2, 3)).encode(),
     Greeting("a", 1, False).encode(),
     Refusal(Rule.BUDGET).encode(),
     Offer(bytes(32)).encode(),

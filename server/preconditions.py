@@ -1,0 +1,47 @@
+"""What is refused before any site is asked: whatever would show when patients have paid for it already."""
+
+from common.config import RunConfig
+from common.datasets import PublicData, sites
+from common.errors import ConfigError, UserError
+from common.models import private_ready
+from common.plan import plan_of
+from server.methods import method_of
+from server.teacher import check_start, choose_cases, learner_of
+
+
+def check(config: RunConfig, public: PublicData) -> None:
+    """Refuse a run that can't end well.
+
+    Raises:
+        UserError: naming the key that is wrong, or the layer of a student that can't be trained in private.
+    """
+    method_of(config)
+    choose_cases(config, len(public.proxy))
+    expected_sites = len(sites(config))
+    if config.min_sites > expected_sites:
+        raise ConfigError(
+            "run config", "min-sites", config.min_sites, f"at most the {expected_sites} sites there are"
+        )
+    _check_budget(config, public)
+    check_start(config, public.proxy)
+    _check_models(config, public)
+
+
+def _check_budget(config: RunConfig, public: PublicData) -> None:
+    classes = len(public.proxy.preprocessing.classes)
+    plan = plan_of(config, study="unnamed", proxy_digest=public.proxy.digest, classes=classes)
+    try:
+        plan.noise_multiplier()
+    except UserError as error:
+        expected = f"one that {plan.rounds * plan.steps_per_round} private steps can be priced for ({error})"
+        raise ConfigError("run config", "privacy.epsilon", config.privacy.epsilon, expected) from None
+
+
+def _check_models(config: RunConfig, public: PublicData) -> None:
+    learners = {}
+    for part, settings in (("student", config.student), ("teacher", config.teacher)):
+        try:
+            learners[part] = learner_of(config, public.proxy, settings)
+        except ConfigError as error:
+            raise ConfigError("run config", f"{part}.{error.key}", error.value, error.expected) from None
+    private_ready(learners["student"].model)

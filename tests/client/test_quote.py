@@ -1,0 +1,176 @@
+"""Quotes and approvals: a hospital reads what a run costs, before any record is touched, and binds its yes to that plan."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from client.policy import read_policy
+from client.quote import plan_from_run_config, quote
+from client.served import asked_plans
+from common.accounting import lifetime_epsilon
+from common.messages import Refusal, Release, Rule, decode_answer
+
+RUN = """\
+method = "descent"
+num-rounds = 5
+run-id = "heart-2026"
+
+[privacy]
+unit = "patient"
+epsilon = 0.5
+"""
+
+
+@pytest.fixture
+def run_config(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(RUN)
+    return str(path)
+
+
+def test_it_says_what_a_run_costs_what_is_left_and_how_many_more_fit(hospital):
+    with hospital.open() as site:
+        priced = quote(site.policy, site.ledger, hospital.plan())
+        assert priced.refused_by is None
+        assert priced.run == hospital.plan().guarantee()
+        assert priced.left == pytest.approx(3.0 - priced.lifetime.epsilon)
+        assert [entry.kind for entry in site.ledger.entries()] == ["begin"]
+
+
+def test_as_many_runs_fit_as_it_says(hospital):
+    with hospital.open() as site:
+        site.custodian.accept_proxy(hospital.proxy.to_bytes())
+        more = None
+        for number in range(20):
+            plan = hospital.plan(study=f"s{number}")
+            priced = quote(site.policy, site.ledger, plan)
+            if priced.refused_by is not None:
+                break
+            assert more is None or priced.more == more - 1
+            more = priced.more
+            assert decode_answer(site.custodian.learn(hospital.task(1, plan).encode())).steps == 1
+        assert priced.refused_by is Rule.BUDGET and more == 0
+        assert lifetime_epsilon(site.ledger.events(), 1e-5)[0] <= 3.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "reason"),
+    [
+        ({"epsilon": 2.0}, Rule.NOT_ALLOWED, "budget.run-epsilon"),
+        ({"clipping_norm": 1e3}, Rule.NOT_ALLOWED, "allow.clipping-norm"),
+        ({"histogram_share": 0.1}, Rule.NOT_ALLOWED, "allow.purchases"),
+    ],
+)
+def test_it_says_which_rule_would_refuse_and_why(hospital, changes, rule, reason):
+    with hospital.open() as site:
+        priced = quote(site.policy, site.ledger, hospital.plan(**changes))
+        assert priced.refused_by is rule and reason in priced.reason
+        assert rule.label in str(priced)
+
+
+def test_a_study_with_another_plan_is_a_conflict(hospital):
+    with hospital.open() as site:
+        site.custodian.accept_proxy(hospital.proxy.to_bytes())
+        site.custodian.learn(hospital.task().encode())
+        assert quote(site.policy, site.ledger, hospital.plan(rounds=9)).refused_by is Rule.PLAN_CONFLICT
+        again = quote(site.policy, site.ledger, hospital.plan())
+        assert again.refused_by is None
+
+
+def test_a_plan_is_drawn_up_from_a_run_config(hospital, run_config):
+    plan = plan_from_run_config(read_policy(hospital.policy_path), [run_config, "num-rounds=7"], "")
+    assert (plan.study, plan.rounds, plan.epsilon, plan.returns) == ("heart-2026", 7, 0.5, "movement")
+    bought = plan_from_run_config(read_policy(hospital.policy_path), [run_config, 'method="oneshot"'], "")
+    assert bought.histogram_share > 0 and bought.returns == "logits"
+
+
+# ---- The commands ----
+
+
+def test_the_command_tells_programs_and_people(hospital, run_config):
+    spoken = hospital.run("quote", "--run-config", run_config)
+    assert spoken.returncode == 0, spoken.stderr
+    for part in (
+        "ε = 0.",
+        "one patient added or removed",
+        "this run",
+        "lifetime",
+        "more such runs",
+        "No rule refuses it",
+    ):
+        assert part in spoken.stdout
+    told = json.loads(hospital.run("quote", "--run-config", run_config, "--json").stdout)
+    assert 0 < told["run"]["epsilon"] <= 0.5
+    assert told["run"]["unit"] == "patient" and told["run"]["adjacency"] == "add-remove"
+    assert told["refused_by"] is None and told["more_such_runs"] >= 1
+    assert told["lifetime_epsilon_left"] < 3.0
+
+
+def test_a_run_config_that_is_not_right_is_named(hospital, run_config):
+    refused = hospital.run("quote", "--run-config", run_config, "--run-config", "privacy.epsilon=-1.0")
+    assert refused.returncode == 2 and "privacy.epsilon" in refused.stderr
+
+
+def test_a_person_approves_what_a_courier_brought(hospital):
+    hospital.amend({"approval = false": "approval = true"})
+    plan = hospital.plan()
+    asked_plans(read_policy(hospital.policy_path)).keep(plan)
+    digest = plan.digest().hex()
+    assert digest in hospital.run("approve").stdout
+    unknown = hospital.run("approve", "--yes", "0000")
+    assert unknown.returncode == 2
+    approved = hospital.run("approve", digest[:8], "--yes", "--who", "Dr. Who")
+    assert approved.returncode == 0, approved.stderr
+    assert "This run costs" in approved.stdout and digest in approved.stdout
+    assert digest not in hospital.run("approve").stdout
+    with hospital.open() as site:
+        bound = site.ledger.approved("study-1", plan.digest())
+        assert bound.who == "Dr. Who" and json.loads(bound.quote)["plan"] == digest
+        site.custodian.accept_proxy(hospital.proxy.to_bytes())
+        assert isinstance(decode_answer(site.custodian.learn(hospital.task().encode())), Release)
+        other = decode_answer(site.custodian.learn(hospital.task(1, hospital.plan(rounds=2)).encode()))
+        assert isinstance(other, Refusal) and other.rule is Rule.NOT_APPROVED
+
+
+def test_the_books_can_be_read_and_verified(hospital):
+    with hospital.open() as site:
+        site.custodian.accept_proxy(hospital.proxy.to_bytes())
+        release = site.custodian.learn(hospital.task().encode())
+        site.releases.note("study-1", 1, release)
+    shown = json.loads(hospital.run("ledger", "--json").stdout)
+    assert [entry["kind"] for entry in shown["entries"]] == ["begin", "reserve", "charge", "commit"]
+    assert shown["unit"] == "patient" and 0 < shown["lifetime"]["epsilon"] <= 1.0
+    assert "study-1" in hospital.run("ledger").stdout
+    sound = hospital.run("verify")
+    assert sound.returncode == 0, sound.stdout
+    assert "1 releases are in the ledger, 1 of them were sent" in sound.stdout
+    with hospital.open() as site:
+        site.releases.note("study-1", 2, b"something else")
+    forged = hospital.run("verify")
+    assert forged.returncode == 1 and "that the ledger doesn't hold" in forged.stdout
+
+
+def test_init_asks_what_it_cannot_know_and_never_counts_records(tmp_path):
+    command = [sys.executable, "-m", "grandrounds", "site", "init", str(tmp_path / "site")]
+    alone = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert alone.returncode == 2 and "--name is missing" in alone.stderr
+    given = ["--name", "north", "--data", "data.toml", "--unit", "record", "--lifetime-epsilon", "3"]
+    no_size = subprocess.run([*command, *given], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert no_size.returncode == 2 and "--declared-size is missing" in no_size.stderr
+    whole = [*command, *given, "--declared-size", "100", "--run-epsilon", "1", "--study", "a", "--study", "b"]
+    done = subprocess.run(whole, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "site" / "data.toml").write_text("")
+    policy = read_policy(tmp_path / "site" / "site.toml")
+    assert policy.allow.studies == ("a", "b") and policy.approval
+    assert (tmp_path / "site" / "site.key").stat().st_mode & 0o777 == 0o600
+    twice = subprocess.run(whole, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert twice.returncode == 2 and "is there already" in twice.stderr
+
+
+def test_no_command_of_a_site_waits_for_torch():
+    program = "import sys, grandrounds; print('torch' in sys.modules, 'flwr' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["False", "False"]
