@@ -1,7 +1,7 @@
 """Approval: a person at the hospital reads what a plan would cost and says yes to exactly that plan.
 
-A plan that came without approval is refused and kept here, so that the person finds it by its digest. What is bound
-into the ledger is the study, the plan's digest, the quote that was read, who read it, and when.
+A plan that came without approval is refused and kept here, so that the person finds it by its digest. What
+is bound into the ledger is the study, the plan's digest, the quote that was read, who read it, and when.
 """
 
 import json
@@ -65,7 +65,7 @@ def plan_named(asked: AskedPlans, name: str) -> Plan:
             raise UserError(f"{name} is not a plan") from None
     found = [plan for plan in asked.all() if plan.digest().hex().startswith(name)]
     if len(found) != 1:
-        raise UserError(f"{len(found)} of the plans that were asked for have a digest that begins with {name!r}")
+        raise UserError(f"{len(found)} plans that were asked for have a digest that begins with {name!r}")
     return found[0]
 
 

@@ -18,12 +18,13 @@ def verify(ledger: Ledger, log: ReleaseLog) -> Verdict:
         return verdict
     held = _held(ledger)
     findings = tuple(
-        f"{log.path}: on {line.when} a release of study {line.study}, round {line.round}, was sent that the ledger doesn't hold."
+        f"{log.path}: on {line.when} a release of study {line.study}, round {line.round}, was sent "
+        "that the ledger doesn't hold."
         for line in log.read()
         if (line.study, line.round, line.sha256) not in held
     )
     sent = {(line.study, line.round) for line in log.read()}
-    words = f"{len(held)} releases are in the ledger, {len(sent)} of them were sent; the log of releases says when."
+    words = f"Releases in the ledger: {len(held)}; sent, by the log of releases: {len(sent)}."
     return replace(verdict, findings=findings, guarantee=f"{verdict.guarantee} {words}")
 
 

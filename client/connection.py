@@ -1,9 +1,9 @@
 """The courier's end of the door: the four questions, put to the custodian over its socket.
 
-Whatever happens on the way, what comes back is an answer of the protocol. A custodian that can't be reached, breaks
-off, or says something else than an answer makes a refusal, `unavailable`; no text from the site's process travels on.
-A call that was handed over is not repeated: the custodian may have charged for it, and whether it is asked again is
-the coordinator's choice.
+Whatever happens on the way, what comes back is an answer of the protocol. A custodian that can't be
+reached, breaks off, or says something else than an answer makes a refusal, `unavailable`; no text from the
+site's process travels on. A call that was handed over is not repeated: the custodian may have charged for
+it, and whether it is asked again is the coordinator's choice.
 """
 
 from functools import lru_cache
@@ -41,6 +41,7 @@ class Connection:
     def __init__(self, channel: grpc.Channel, patience: float = PATIENCE) -> None:
         """Wrap the channel; nothing is sent yet."""
         self._channel, self._patience = channel, patience
+        self._met = False
         self._stub = CustodianStub(channel)  # type: ignore[no-untyped-call]
 
     def offer(self, body: bytes) -> bytes:
@@ -61,11 +62,14 @@ class Connection:
 
     def _ask(self, call: Any, body: bytes) -> bytes:
         try:
-            grpc.channel_ready_future(self._channel).result(timeout=self._patience)
+            if not self._met:  # watching a channel costs a millisecond
+                grpc.channel_ready_future(self._channel).result(timeout=self._patience)
             answer: bytes = call(Body(body=body), timeout=LONGEST_TASK).body
             decode_answer(answer)
         except (grpc.RpcError, grpc.FutureTimeoutError, MessageError):
+            self._met = False
             return UNAVAILABLE
+        self._met = True
         return answer
 
 
@@ -83,7 +87,8 @@ def connect(address: str, certificates: str = "") -> Connection:
     if not address.startswith("tcp:"):
         return Connection(grpc.insecure_channel(address, OPTIONS))
     try:
-        files = [(Path(certificates) / name).read_bytes() for name in ("ca.crt", "courier.key", "courier.crt")]
+        folder = Path(certificates)
+        files = [(folder / name).read_bytes() for name in ("ca.crt", "courier.key", "courier.crt")]
     except OSError as error:
         raise ConnectionError(f"{certificates}: {error.strerror}") from None
     credentials = grpc.ssl_channel_credentials(*files)

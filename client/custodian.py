@@ -6,15 +6,15 @@ One task passes through these doors, in this order:
 2. the policy: does the hospital allow this plan, and has a person approved it where one must?
 3. the proxy: does the site know the public cases by this digest, and do its records have such columns?
 4. the head: does the ledger know the one that the coordinator brings back?
-5. the ledger: a committed task gets the same bytes again, free; otherwise reserve the plan, then charge the task,
-   before any record is read;
+5. the ledger: a committed task gets the same bytes again, free; otherwise reserve the plan, then charge the
+   task, before any record is read;
 6. the lesson (`client.student`): soft labels, private steps, opinion;
 7. the egress gate builds the release;
 8. release, student state and charge are committed in one transaction; only then do bytes leave.
 
-A refusal carries a rule's name and nothing else. After a charge the answer is always a well-formed release: a fault of the
-data is the site's own business and shows in its log only. A site whose budget is spent keeps learning from the teacher
-and answers without private steps.
+A refusal carries a rule's name and nothing else. After a charge the answer is always a well-formed release:
+a fault of the data is the site's own business and shows in its log only. A site whose budget is spent keeps
+learning from the teacher and answers without private steps.
 """
 
 import logging
@@ -55,12 +55,15 @@ class Custodian:
 
     Attributes:
         policy: What the hospital allows.
-        open_records: Makes the readers of its patients' records, of which none is read until a charged task asks.
+        open_records: Makes the readers of its patients' records, of which none is read until a charged task
+            asks.
         ledger: Its budget.
         shelf: The public files it was sent.
-        columns: What its data description names; a proxy that asks for other columns is refused. None takes any.
+        columns: What its data description names; a proxy that asks for other columns is refused. None takes
+            any.
         randomness: Makes the private stream of one task; a seeded one only in simulations.
-        mixed: The architecture this site uses when a plan says `students = "mixed"` and the policy names none.
+        mixed: The architecture this site uses when a plan says `students = "mixed"` and the policy names
+            none.
     """
 
     policy: SitePolicy
@@ -111,7 +114,9 @@ class Custodian:
             private, head = self._charge(task)
             opinion = self._lesson(task, proxy, private=private)
             release = egress.release(task, opinion, steps=plan.steps_per_round if private else 0, head=head)
-            return self.ledger.commit(plan.study, task.round, digest, release=release, student_state=opinion.state)
+            return self.ledger.commit(
+                plan.study, task.round, digest, release=release, student_state=opinion.state
+            )
         except AlreadyCommitted as done:
             return done.release
         except Refused as refused:
@@ -149,8 +154,8 @@ class Custodian:
             raise Refused(Rule.MALFORMED, "cases or classes that the public set doesn't have")
         asked = {feature.name for feature in proxy.preprocessing.features}
         if self.columns is not None and not asked <= self.columns:
-            strange = ", ".join(sorted(asked - self.columns))
-            raise Refused(Rule.NOT_ALLOWED, f"the public set has columns that the data description doesn't: {strange}")
+            strange = " and no ".join(sorted(asked - self.columns))
+            raise Refused(Rule.NOT_ALLOWED, f"the data description has no column {strange}")
         if task.head != NO_HEAD and not self.ledger.knows_head(task.head):
             raise Refused(Rule.UNKNOWN_HEAD, "the coordinator brings a head that this ledger never had")
         return proxy
@@ -179,8 +184,8 @@ class Custodian:
     def _lesson(self, task: Task, proxy: Proxy, *, private: bool) -> Opinion:
         """Hold the lesson; whatever happens in it, an opinion comes out.
 
-        A private lesson that fails is held again over no records at all: the coordinator gets its noise and sees nothing
-        of the failure, whose reason may hold private values and goes to the site's own log.
+        A private lesson that fails is held again over no records at all: the coordinator gets its noise and
+        sees nothing of the failure, whose reason may hold private values and goes to the site's own log.
         """
         size, plan = self.policy.data.declared_size, task.plan
         lessons: list[Callable[[Student], Opinion]] = [lambda student: student.public_lesson(task)]

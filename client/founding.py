@@ -1,8 +1,8 @@
 """Founding a site: its policy with comments, its secret key, its empty ledger and the identity of its data.
 
-This happens once for a data source. The identity that is minted here is what all spending is booked under, whatever
-later becomes of the data or of the names of studies: a site founded anew on the same patients has a fresh ledger
-and would spend their budget twice.
+This happens once for a data source. The identity that is minted here is what all spending is booked under,
+whatever later becomes of the data or of the names of studies: a site founded anew on the same patients has
+a fresh ledger and would spend their budget twice.
 """
 
 import os
@@ -24,7 +24,8 @@ site = {site}
 state = "state"
 # The site's secret: it seals the ledger. Keep a copy in a safe place; without it the ledger can't be read.
 key = "site.key"
-# The ledger's last seal, to notice an older copy of the ledger. Move it to where a restored backup of `state` doesn't reach.
+# The ledger's last seal, to notice an older copy of the ledger. Move it to where a restored backup of `state`
+# doesn't reach.
 anchor = "ledger.anchor"
 # Must a person approve a plan (`grandrounds site approve`) before it runs?
 approval = true
@@ -55,20 +56,20 @@ studies = {studies}
 methods = ["descent", "oneshot", "fedmd"]
 models = ["linear", "mlp", "cnn", "resnet-gn"]
 features = ["none", "pca", "scattering"]
-# Digests of public sets (sha256, hexadecimal). "*" lets a study bring its own; it reads no more of a record either way.
+# Digests of public sets (sha256, hexadecimal). "*" lets a study bring its own.
 proxies = ["*"]
 codecs = ["int8", "fp16"]
 rounds = 200
 clipping-norm = 10.0
 # The least σ of a private step.
 noise-multiplier = 0.5
-# Statistics that a study may buy out of its own ε: "label-histogram" counts its labels, "hold-out-accuracy" how often
-# its student is right on the patients that data.hold-out keeps from all training.
+# Statistics that a study may buy out of its own ε: "label-histogram" counts its labels, "hold-out-accuracy"
+# how often its student is right on the patients that data.hold-out keeps from all training.
 purchases = []
 
 [replies]
-# A release leaves at a whole multiple of so many seconds after its task began, so that its time doesn't tell how many
-# records there are. Choose more than a task ever takes. 0 switches this off.
+# A release leaves at a whole multiple of so many seconds after its task began, so that its time doesn't tell
+# how many records there are. Choose more than a task ever takes. 0 switches this off.
 every-seconds = 30.0
 
 [service]

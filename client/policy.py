@@ -1,9 +1,9 @@
 """The site's policy: what the hospital allows, whatever a coordinator asks.
 
-A policy is a TOML file (`site.toml`) of the hospital's own, strict to the key, that nobody else may write. It
-names the data and the unit of privacy, declares one public size, caps the budget and lists what may run. Rules
-are checked in the order of the table `RULES`; the first that objects gives the refusal. The coordinator learns
-the rule's name, the site's log learns why.
+A policy is a TOML file (`site.toml`) of the hospital's own, strict to the key, that nobody else may write.
+It names the data and the unit of privacy, declares one public size, caps the budget and lists what may run.
+Rules are checked in the order of the table `RULES`; the first that objects gives the refusal. The
+coordinator learns the rule's name, the site's log learns why.
 
 Cheap rules come first, and those that bound a plan's size come before the one that prices it, so that no
 request makes the site reckon for long.
@@ -18,7 +18,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from client.ledger import Budget
 from client.ledger import Budget
 from common.architectures import Architecture
 from common.config import first_complaint
@@ -145,7 +144,7 @@ class RepliesPolicy(_Section):
     """When answers leave (`client.schedule`)."""
 
     every_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-    """A release leaves at a whole multiple of this after its task began. 0 sends it at once; its time then tells of n."""
+    """A release leaves at a multiple of this after its task began; 0 sends it at once, which tells of n."""
 
 
 class ServicePolicy(_Section):

@@ -1,7 +1,8 @@
 """Preflight: what can be wrong with a site, looked at before it serves. No budget is touched.
 
-Each check is a function of the policy that says what it found, or raises `UserError` with what to do. The one that looks
-at records says only whether they fit the description and the public sets that are known here.
+Each check is a function of the policy that says what it found, or raises `UserError` with what to do. The
+one that looks at records says only whether they fit the description and the public sets that are known
+here.
 """
 
 import os
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from client.policy import ANY, ServedPolicy, read_policy, require_secret
-from client.served import open_ledger, require_unit
+from client.served import open_ledger, require_ledgers_unit, require_unit
 from client.shelf import shelf_of
 from common.errors import ConfigError, UserError
 
@@ -47,7 +48,8 @@ def preflight(path: Path, coordinator: str = "", authority: str = "") -> list[Fi
     Args:
         path: Its policy.
         coordinator: `host:port` of the coordinator's SuperLink; empty leaves that check out.
-        authority: File with the certificate of who signed the coordinator's; without it the system's are used.
+        authority: File with the certificate of who signed the coordinator's; without it the system's are
+            used.
     """
     try:
         policy = read_policy(path)
@@ -72,14 +74,15 @@ def _data(policy: ServedPolicy) -> str:
     described = require_unit(policy)
     declared = described.sites[policy.site].declared_size if policy.site in described.sites else None
     if declared is not None and declared != policy.data.declared_size:
-        raise UserError(f"the data description declares {declared} and the policy {policy.data.declared_size}: which is it?")
+        size = policy.data.declared_size
+        raise UserError(f"the data description declares {declared} and the policy {size}: which is it?")
     proxies = list(shelf_of(policy).all_proxies())
     records = described_records(policy.data.description, policy.site)
     if complaints := records.for_schema_check([proxy.preprocessing for proxy in proxies]):
         raise UserError("; ".join(dict.fromkeys(complaints)))
     if not proxies:
         return "readable; no public set has come yet that the columns could be held against"
-    return f"readable, and they fit {len(proxies)} public sets"
+    return f"readable; public sets that the columns fit: {len(proxies)}"
 
 
 def _memory(policy: ServedPolicy) -> str:
@@ -121,6 +124,7 @@ def _available_memory() -> int:
 
 def _ledger(policy: ServedPolicy) -> str:
     with open_ledger(policy) as ledger:
+        require_ledgers_unit(policy, ledger)
         return f"sound; {len(ledger.entries())} entries"
 
 
@@ -129,7 +133,8 @@ def _clock(policy: ServedPolicy) -> str:
     with open_ledger(policy) as ledger:
         last = max((entry.when for entry in ledger.entries()), default=now.isoformat())
     if datetime.fromisoformat(last) > now + TOLERANCE:
-        raise UserError(f"it is {now:%Y-%m-%d %H:%M} UTC here and the ledger was last written at {last}: set the clock")
+        here = f"it is {now:%Y-%m-%d %H:%M} UTC here"
+        raise UserError(f"{here} and the ledger was last written at {last}: set the clock")
     return f"{now:%Y-%m-%d %H:%M} UTC"
 
 
@@ -182,9 +187,11 @@ def _reach(address: str, authority: str) -> str:
         ):
             return f"{address} answers in {secure.version()} with a certificate that is trusted"
     except ssl.SSLError as error:
-        raise UserError(f"{address}: no trusted TLS ({error.reason or error}); is --authority the right one?") from None
+        reason = error.reason or error
+        raise UserError(f"{address}: no trusted TLS ({reason}); is --authority the right one?") from None
     except OSError as error:
-        raise UserError(f"{address} can't be reached: {error.strerror or error}; ask who runs the network") from None
+        reason = error.strerror or str(error)
+        raise UserError(f"{address} can't be reached: {reason}; ask who runs the network") from None
 
 
 CHECKS: dict[str, Callable[[ServedPolicy], str]] = {

@@ -1,8 +1,8 @@
 """The one module that opens private records, by four named readers.
 
-Nothing else in the project may read them (a test enforces it): the private step, the two statistics that a plan
-may buy, and preflight's check of the schema. Records are read once, encoded with the proxy's public constants,
-and stay in this process's memory.
+Nothing else in the project may read them (a test enforces it): the private step, the two statistics that a
+plan may buy, and preflight's check of the schema. Records are read once, encoded with the proxy's public
+constants, and stay in this process's memory.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from common.config import RunConfig
 from common.datasets import load_private
 from common.datasets.own import check_schema, read_site_records
 from common.distillation import Learner
+from common.errors import UserError
 from common.preprocessing import Preprocessing
 from common.proxy import Proxy
 from common.records import Cases, Records
@@ -30,8 +31,8 @@ from common.records import Cases, Records
 class HoldOut:
     """Who is kept from all training, so that students can be judged on them.
 
-    A keyed hash of the patient decides: neither other patients nor a new version of the data changes it, and nobody
-    without the key can tell.
+    A keyed hash of the patient decides: neither other patients nor a new version of the data changes it,
+    and nobody without the key can tell.
 
     Attributes:
         key: The site's secret.
@@ -57,9 +58,7 @@ def scenario_records(config: RunConfig, site: str, hold_out: HoldOut = NOBODY_HE
     return PrivateRecords(lambda: load_private(config, site), hold_out)
 
 
-def described_records(
-    description: str, site: str, hold_out: HoldOut = NOBODY_HELD_OUT
-) -> "PrivateRecords":
+def described_records(description: str, site: str, hold_out: HoldOut = NOBODY_HELD_OUT) -> "PrivateRecords":
     """The records that a hospital's own description file names."""
     return PrivateRecords(lambda: read_site_records(description, site), hold_out)
 
@@ -95,7 +94,7 @@ class PrivateRecords:
     def for_hold_out_accuracy(
         self, proxy: Proxy, learner: Learner, unit: str, epsilon: float, randomness: PrivateRandomness
     ) -> tuple[int, ...]:
-        """Noisy counts of right and wrong judgements on the held-out part, one record a unit (L1 sensitivity 1)."""
+        """Noisy counts of right and wrong judgements on those held out, one record a unit (sensitivity 1)."""
         _, cases = self._cases(proxy)
         units = _units(cases, learner.phi(cases.x), unit)
         taken = units.sample(randomness, 1.0)
@@ -134,7 +133,8 @@ class Nobody(PrivateRecords):
 
     def _cases(self, proxy: Proxy) -> tuple[Cases, Cases]:
         x = np.empty((0, *proxy.preprocessing.case_shape), dtype=np.float32)
-        nothing = Cases(x=x, y=np.empty(0, dtype=np.int64), patients=None, groups={})
+        nobody = np.empty(0, dtype=np.int64)
+        nothing = Cases(x=x, y=nobody, patients=nobody, groups={})
         return nothing, nothing
 
 
@@ -145,6 +145,8 @@ def _encode(preprocessing: Preprocessing, records: Records) -> Cases:
 
 
 def _units(cases: Cases, phi_ND: Tensor, unit: str) -> Units:
+    if unit == "patient" and cases.patients is None:
+        raise UserError("the unit is the patient, and no column says which records are of the same one")
     return Units.group(phi_ND, torch.from_numpy(cases.y), cases.patients if unit == "patient" else None)
 
 

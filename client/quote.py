@@ -1,7 +1,8 @@
 """What a run would cost here, said before any record is touched.
 
-The price follows from the plan, what is left from the ledger's events, and the refusing rule from the policy and both.
-The hospital sees all of it; a courier is told the price, and the name of the rule (`client.service`).
+The price follows from the plan, what is left from the ledger's events, and the refusing rule from the
+policy and both. The hospital sees all of it; a courier is told the price, and the name of the rule
+(`client.service`).
 """
 
 from collections.abc import Sequence
@@ -43,13 +44,16 @@ class Quote:
 
     def __str__(self) -> str:
         """In sentences, as a person reads them who approves."""
-        verdict = "No rule refuses it." if self.refused_by is None else f"Refused by {self.refused_by.label}: {self.reason}."
-        return (
-            f"Study {self.plan.study}, plan {self.plan.digest().hex()[:16]}…: {self.plan.rounds} rounds of "
-            f"{self.plan.steps_per_round} private steps, method {self.plan.method}.\n"
-            f"This run costs {self.run}.\n"
-            f"After it the lifetime stands at {self.lifetime}; ε = {self.left:.4g} is left, enough for {self.more} more such runs.\n"
-            f"{verdict}"
+        plan, rule = self.plan, self.refused_by
+        return "\n".join(
+            (
+                f"Study {plan.study}, plan {plan.digest().hex()[:16]}…, method {plan.method}: "
+                f"{plan.rounds} rounds, private steps in each: {plan.steps_per_round}.",
+                f"This run costs {self.run}.",
+                f"After it the lifetime stands at {self.lifetime}; "
+                f"ε = {self.left:.4g} is left, and of more such runs there fit {self.more}.",
+                "No rule refuses it." if rule is None else f"Refused by {rule.label}: {self.reason}.",
+            )
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -85,8 +89,9 @@ def quote(policy: SitePolicy, ledger: Ledger, plan: Plan) -> Quote:
 def plan_from_run_config(policy: ServedPolicy, sources: Sequence[str], study: str) -> Plan:
     """Draw up the plan that a run configuration asks for.
 
-    The public set is the one that the policy allows or that is here, if there is just one; what a run costs doesn't depend
-    on it, but the plan's digest does, so only a plan that came from the coordinator can be approved.
+    The public set is the one that the policy allows or that is here, if there is just one; what a run costs
+    doesn't depend on it, but the plan's digest does, so only a plan that came from the coordinator can be
+    approved.
 
     Raises:
         UserError: if the run configuration isn't right.

@@ -1,7 +1,8 @@
 """The site's own log of what it sent: one line for every release, on disk before a byte of it leaves.
 
-The ledger holds each release's bytes; this log holds when they left, which the ledger, written before, can't know.
-With both a hospital can show exactly what it sent: `grandrounds site verify` holds them against each other.
+The ledger holds each release's bytes; this log holds when they left, which the ledger, written before,
+can't know. With both a hospital can show exactly what it sent: `grandrounds site verify` holds them against
+each other.
 """
 
 import json
@@ -44,7 +45,11 @@ class ReleaseLog:
     path: Path
 
     def note(self, study: str, round_number: int, body: bytes) -> None:
-        """Write down that a release is about to leave; OSError if the disk doesn't take it, and then it must not."""
+        """Write down that a release is about to leave.
+
+        Raises:
+            OSError: if the disk doesn't take it; then the release must not leave.
+        """
         when = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps(asdict(Sent(when, study, round_number, len(body), sha256(body).hexdigest())))
         with self.path.open("ab") as file:

@@ -48,8 +48,8 @@ def open_site(policy: ServedPolicy) -> Iterator[ServedSite]:
     """Open a site to serve it; no other process can, meanwhile.
 
     Raises:
-        UserError: if the state folder is in use or not ours alone, the ledger isn't sound, or the data don't name the
-            unit that the policy promises.
+        UserError: if the state folder is in use or not ours alone, the ledger isn't sound, or the data
+            don't name the unit that the policy promises.
     """
     state = Path(policy.state)
     require_own(state / LEDGER, "the site's ledger")
@@ -61,8 +61,9 @@ def site_of(policy: ServedPolicy, ledger: Ledger) -> ServedSite:
     """Put a site together around its ledger.
 
     Raises:
-        UserError: if the data don't name the unit that the policy promises.
+        UserError: if the data or the ledger don't know the unit that the policy promises.
     """
+    require_ledgers_unit(policy, ledger)
     columns = frozenset(feature.name for feature in require_unit(policy).features)
     custodian = Custodian(
         policy=policy,
@@ -106,6 +107,18 @@ def require_unit(policy: ServedPolicy) -> Description:
     if policy.data.unit == "patient" and not description.patient:
         raise UserError(f'{path}: the policy says unit = "patient", and no column is named as `patient`')
     return description
+
+
+def require_ledgers_unit(policy: ServedPolicy, ledger: Ledger) -> None:
+    """What was counted by patient must never go on by record, nor the other way.
+
+    Raises:
+        UserError: if policy and ledger differ.
+    """
+    if ledger.unit != policy.data.unit:
+        raise UserError(
+            f"data.unit is {policy.data.unit}, and the ledger counts by {ledger.unit}: it must stay so"
+        )
 
 
 def _records(policy: ServedPolicy) -> "PrivateRecords":

@@ -1,16 +1,17 @@
 """The custodian's service: one narrow door on a Unix socket, or on loopback with mutual TLS.
 
-- **One thing at a time.** Offers, proxies, tasks and students take turns in one room, in the order of their coming; a
-  few may wait, the rest are refused. A release keeps the room until it may leave (`client.schedule`), or what waits
-  behind it would show when it was done.
+- **One thing at a time.** Offers, proxies, tasks and students take turns in one room, in the order of their
+  coming; a few may wait, the rest are refused. A release keeps the room until it may leave
+  (`client.schedule`), or what waits behind it would show when it was done.
 - **Health and quotes at once.** They have rooms of their own, and no record is near them.
-- **Nothing by accident.** Each call ends in an answer of the protocol. An exception's text stays in the site's log.
+- **Nothing by accident.** Each call ends in an answer of the protocol. An exception's text stays in the
+  site's log.
 - **Light until needed.** torch comes with the first task.
-- **Safe to kill.** What counts is in the ledger before a byte leaves, so ending at once is as good as ending well;
-  after SIGTERM the running task has `GRACE` to end.
+- **Safe to kill.** What counts is in the ledger before a byte leaves, so ending at once is as good as
+  ending well; after SIGTERM the running task has `GRACE` to end.
 
-A courier is a program on the same machine and can always make itself a nuisance there; bounds on messages, calls and
-handshakes keep it at that.
+A courier is a program on the same machine and can always make itself a nuisance there; bounds on messages,
+calls and handshakes keep it at that.
 """
 
 import asyncio
@@ -74,8 +75,8 @@ class Room:
     async def enter(self, do: Callable[[], T], otherwise: T) -> T:
         """Do something in turn, or return `otherwise` if too many wait.
 
-        A visitor who gives up while waiting leaves nothing behind; one who gives up inside is not waited for, but what
-        was begun is finished before the next may enter.
+        A visitor who gives up while waiting leaves nothing behind; one who gives up inside is not waited
+        for, but what was begun is finished before the next may enter.
         """
         if self._waiting >= MOST_WAITING:
             return otherwise
@@ -160,7 +161,8 @@ class Desk(CustodianServicer):
         return self._room.busy or self._counter.busy
 
     async def _in_turn(self, ask: Callable[[bytes], bytes], request: Body) -> Body:
-        return Body(body=await self._room.enter(partial(self._guarded, ask, request.body, UNAVAILABLE), UNAVAILABLE))
+        answer = partial(self._guarded, ask, request.body, UNAVAILABLE)
+        return Body(body=await self._room.enter(answer, UNAVAILABLE))
 
     def _guarded(self, ask: Callable[[bytes], T], body: bytes, otherwise: T) -> T:
         if self._closing.is_set():
@@ -185,7 +187,7 @@ class Desk(CustodianServicer):
     def _send(self, task: Task, release: bytes, began: float) -> bytes:
         ready, beat = time.monotonic(), self._site.policy.replies.every_seconds
         if 0 < beat < ready - began:
-            log.warning("study %s round %d took longer than replies.every-seconds", task.plan.study, task.round)
+            log.warning("study %s round %d outlasted replies.every-seconds", task.plan.study, task.round)
         if self._closing.wait(max(0.0, departure(began, ready, beat) - time.monotonic())):
             return UNAVAILABLE
         self._site.releases.note(task.plan.study, task.round, release)
@@ -207,8 +209,8 @@ def serve(site: ServedSite) -> None:
 async def _serve(site: ServedSite) -> Desk:
     service = site.policy.service
     longest = service.largest_message_mib << 20
-    options = (*OPTIONS, ("grpc.max_receive_message_length", longest), ("grpc.max_send_message_length", longest))
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_CALLS)
+    lengths = (("grpc.max_receive_message_length", longest), ("grpc.max_send_message_length", longest))
+    server = grpc.aio.server(options=(*OPTIONS, *lengths), maximum_concurrent_rpcs=MOST_CALLS)
     desk, checkup = Desk(site), health.HealthServicer()
     add_CustodianServicer_to_server(desk, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(checkup, server)

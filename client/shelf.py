@@ -1,7 +1,7 @@
-"""The shelf: the public files that a site was sent. Public sets lie under their digests, beside them the last final student.
+"""The shelf: the public files that a site was sent, public sets under their digests and the last student.
 
-A file is there whole or not at all. One that was damaged since counts as missing and is sent again. A shelf takes only so
-many public sets, so that nobody can fill the disk with them.
+A file is there whole or not at all. One that was damaged since counts as missing and is sent again. A shelf
+takes only so many public sets, so that nobody can fill the disk with them.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ class Shelf:
             return
         place = self._place(proxy.digest)
         if not place.exists() and len(list(self.proxies.glob("*.safetensors"))) >= MOST_PROXIES:
-            raise ShelfFull(f"{self.proxies} holds {MOST_PROXIES} public sets: remove those that no study uses")
+            raise ShelfFull(f"{self.proxies} holds {MOST_PROXIES} public sets: remove what no study uses")
         _write_whole(place, body)
         self._at_hand = proxy
 

@@ -5,7 +5,7 @@ randomness follows the run's seed, so that a simulation can be repeated to the b
 reachable from a served custodian.
 """
 
-from functools import lru_cache, partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -32,7 +32,9 @@ def simulated_site(context: Context) -> Custodian:
         context: Flower's; its node config names the partition, its run config the scenario.
     """
     config = RunConfig.from_run_config(context.run_config)
-    return _open_site(config, working_folder(final_folder(config, context.run_id)), int(context.node_config["partition-id"]))
+    return _open_site(
+        config, working_folder(final_folder(config, context.run_id)), int(context.node_config["partition-id"])
+    )
 
 
 HELD_OUT = 0.2
@@ -41,7 +43,7 @@ HELD_OUT = 0.2
 _OPEN: list[Custodian] = []
 
 
-@lru_cache(maxsize=None)
+@cache
 def _open_site(config: RunConfig, folder: Path, place: int) -> Custodian:
     site = sites(config)[place]
     state = folder / "sites" / site.name

@@ -1,16 +1,17 @@
 """`grandrounds site`: what a hospital does with its custodian, from its founding to its books.
 
-What a command needs is imported inside it, so that the service starts light and no command waits for torch in vain.
+What a command needs is imported inside it, so that the service starts light and no command waits for torch
+in vain.
 """
 
 import getpass
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 from rich.console import Console
@@ -19,8 +20,13 @@ from rich.table import Table
 from common.accounting import Unit
 from common.errors import UserError
 
+if TYPE_CHECKING:
+    from client.ledger import Entry
+
 T = TypeVar("T")
-site = typer.Typer(help="A hospital's own side: found, check and serve a site, and read its books.", no_args_is_help=True)
+site = typer.Typer(
+    help="A hospital's own side: found, check, serve a site; read its books.", no_args_is_help=True
+)
 screen = Console(soft_wrap=True, highlight=False)
 
 PLAN_HELP = "A plan's file, or the digest (its beginning will do) of one that a courier brought."
@@ -35,9 +41,9 @@ def init(
     data: Annotated[str | None, typer.Option(help="The data description, data.toml.")] = None,
     unit: Annotated[Unit | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
     declared_size: Annotated[int | None, typer.Option(help="The site's public size: a round number.")] = None,
-    lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for all that is ever done.")] = None,
+    lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε, for ever.")] = None,
     run_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for one run.")] = None,
-    study: Annotated[list[str] | None, typer.Option(help="A study that may run here; may be repeated.")] = None,
+    study: Annotated[list[str] | None, typer.Option(help="A study that may run; may be repeated.")] = None,
     delta: Annotated[float, typer.Option(help="δ of all caps.")] = 1e-5,
     listen: Annotated[str | None, typer.Option(help="Where to listen; default: a socket in DIR.")] = None,
 ) -> None:
@@ -52,16 +58,24 @@ def init(
         description=_asked(data, "--data", "Path of the data description (data.toml), from DIR", str),
         unit=_asked(unit, "--unit", "Unit of privacy, patient or record", _unit),
         declared_size=_asked(
-            declared_size, "--declared-size", "Public size of the site (a round number that may be known, no count)", int
+            declared_size,
+            "--declared-size",
+            "Public size of the site (a round number, no count)",
+            int,
         ),
-        lifetime_epsilon=_asked(lifetime_epsilon, "--lifetime-epsilon", "Cap on ε for all that is ever done", float),
+        lifetime_epsilon=_asked(
+            lifetime_epsilon,
+            "--lifetime-epsilon",
+            "Cap on ε for all that is ever done",
+            float,
+        ),
         run_epsilon=_asked(run_epsilon, "--run-epsilon", "Cap on ε for one run", float),
         studies=_asked(study, "--study", "Studies that may run here, with commas between, or *", _names),
         delta=delta,
         listen=listen or f"unix:{folder.absolute() / 'custodian.sock'}",
     )
     policy = found(folder, choices)
-    screen.print(f"{policy} is written: read it, then: grandrounds site check --policy {policy}", markup=False)
+    screen.print(f"{policy}: read it, then run grandrounds site check --policy {policy}", markup=False)
 
 
 @site.command()
@@ -79,7 +93,7 @@ def serve(policy: PolicyFile = Path("site.toml")) -> None:
 @site.command()
 def check(
     policy: PolicyFile = Path("site.toml"),
-    coordinator: Annotated[str, typer.Option(help="host:port of the coordinator, to try the way there.")] = "",
+    coordinator: Annotated[str, typer.Option(help="host:port of the coordinator, to try the way.")] = "",
     authority: Annotated[str, typer.Option(help="Certificate of who signed the coordinator's.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +132,8 @@ def quote(
     if (plan is None) == (run_config is None):
         raise UserError("give either a plan or --run-config")
     read = read_policy(policy)
-    wanted = plan_named(asked_plans(read), plan) if plan else plan_from_run_config(read, run_config or [], study)
+    sources = run_config or []
+    wanted = plan_named(asked_plans(read), plan) if plan else plan_from_run_config(read, sources, study)
     with open_ledger(read) as ledger:
         priced = price(read, ledger, wanted)
     if as_json:
@@ -134,7 +149,10 @@ def approve(
     who: Annotated[str, typer.Option(help="Who approves; default: this account.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Read what a plan would cost, and bind the approval into the ledger. Without a plan, list those that wait."""
+    """Read what a plan would cost, and bind the approval into the ledger.
+
+    Without a plan, list those that wait.
+    """
     from client.approval import approve as bind
     from client.approval import plan_named
     from client.policy import read_policy
@@ -145,7 +163,8 @@ def approve(
     asked = asked_plans(read)
     if plan is None:
         for waiting in asked.all():
-            screen.print(f"{waiting.digest().hex()}  study {waiting.study}, ε = {waiting.epsilon:g}", markup=False)
+            digest = waiting.digest().hex()
+            screen.print(f"{digest}  study {waiting.study}, ε = {waiting.epsilon:g}", markup=False)
         return
     wanted = plan_named(asked, plan)
     with open_ledger(read) as ledger:
@@ -173,24 +192,25 @@ def ledger(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> N
             {
                 "data_source": source,
                 "unit": unit,
-                "entries": [
-                    {"number": one.number, "when": one.when, "kind": one.kind, "head": one.head.hex(), **one.body}
-                    for one in entries
-                ],
+                "entries": [_as_json(one) for one in entries],
                 "lifetime": vars(spending.lifetime),
                 "studies": {name: vars(spent) for name, spent in spending.studies.items()},
             }
         )
         return
-    table = Table("no.", "when", "what", "study", "round", "events", title=f"data source {source}, unit {unit}")
+    table = Table(title=f"data source {source}, unit {unit}")
+    for column in ("no.", "when", "what", "study", "round", "events"):
+        table.add_column(column)
     for one in entries:
         body = one.body
-        events = ", ".join(map(str, body.get("events", ())))
-        table.add_row(str(one.number), one.when, one.kind, body.get("study", ""), str(body.get("round", "")), events)
+        events = ", ".join(map(_in_words, body.get("events", ())))
+        place = body.get("study", ""), str(body.get("round", ""))
+        table.add_row(str(one.number), one.when, one.kind, *place, events)
     screen.print(table)
     for name, spent in spending.studies.items():
         screen.print(f"study {name}: {spent}", markup=False)
-    screen.print(f"in all: {spending.lifetime}; the cap is ε = {read.budget.lifetime_epsilon:g}", markup=False)
+    cap = read.budget.lifetime_epsilon
+    screen.print(f"in all: {spending.lifetime}; the cap is ε = {cap:g}", markup=False)
 
 
 @site.command()
@@ -208,6 +228,20 @@ def verify(policy: PolicyFile = Path("site.toml")) -> None:
     screen.print(verdict.guarantee, markup=False)
     if verdict.findings:
         raise typer.Exit(1)
+
+
+def _as_json(entry: "Entry") -> dict[str, Any]:
+    sealed = {"number": entry.number, "when": entry.when, "kind": entry.kind, "head": entry.head.hex()}
+    return sealed | dict(entry.body)
+
+
+def _in_words(event: Mapping[str, Any]) -> str:
+    match event:
+        case {"event": "gaussian-steps", "noise_multiplier": sigma, "sample_rate": rate, "steps": steps}:
+            return f"{steps} × Gaussian, σ = {sigma:g}, q = {rate:g}"
+        case {"event": "discrete-laplace", "epsilon": epsilon}:
+            return f"counts at ε = {epsilon:g}"
+    return json.dumps(event)
 
 
 def _asked(given: T | None, flag: str, question: str, kind: Callable[[str], T]) -> T:

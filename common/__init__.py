@@ -1,1 +1,1 @@
-"""What the coordinator and the sites must agree on: configuration, messages, proxy, losses, privacy arithmetic."""
+"""What coordinator and sites must agree on: configuration, messages, proxy, losses, privacy arithmetic."""

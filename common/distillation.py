@@ -225,7 +225,7 @@ def _minimise_convex(model: nn.Module, loss: Callable[[], Tensor], weight_decay:
 def _minimise(
     model: nn.Module, loss: Callable[[Tensor], Tensor], cases: int, settings: Distillation, seed: int
 ) -> None:
-    """AdamW over shuffled batches for `settings.epochs` epochs."""
+    """AdamW over shuffled batches for `settings.epochs` epochs; raises `UserError` if it diverges."""
     model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -237,3 +237,7 @@ def _minimise(
             loss(batch).backward()
             optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise UserError(
+            f"learning from public cases diverged: lower learning-rate = {settings.learning_rate:g}"
+        )

@@ -279,7 +279,7 @@ def _fit(
         looked_at = proxy_x[np.sort(drawn)]
     raw = RAW[kind](teacher_trunk)
     if isinstance(raw, Scattering):
-        raw.fit(torch.from_numpy(looked_at[:CASES_AT_ONCE]))
+        raw.fit(torch.tensor(looked_at[:CASES_AT_ONCE]))
     raw_NR = Features(kind, raw, nn.Identity(), (), digest).transform(looked_at)
     projection = Projection.fit(raw_NR, size)
     return Features(kind, raw, projection, tuple(projection.directions.shape[1:]), digest)

@@ -1,4 +1,4 @@
-"""What this process has computed before: a few results, found again by the content that they were computed from."""
+"""What this process has computed before: a few results, found again by what they were computed from."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -32,8 +32,8 @@ class Purchase:
     They are released by the discrete Laplace mechanism, with one contribution a unit.
 
     Attributes:
-        name: `label-histogram`, how often each label occurs, or `hold-out-accuracy`, how many of the patients that
-            the site holds out its student judges rightly, and how many wrongly.
+        name: `label-histogram`, how often each label occurs, or `hold-out-accuracy`, how many of the patients
+            that the site holds out its student judges rightly, and how many wrongly.
         round: When.
         epsilon: For how much.
         size: How many counts.
@@ -103,7 +103,7 @@ class Plan(BaseModel):
         return _noise_multiplier(self.epsilon, self.delta, steps, self.sample_rate, self._counted())
 
     def purchases(self, round_number: int | None = None) -> tuple[Purchase, ...]:
-        """The statistics that the run buys, or those that one of its rounds buys, in the order of a release."""
+        """The statistics that the run, or one of its rounds, buys, in the order of a release."""
         offered = (
             (self.histogram_share, LABEL_HISTOGRAM, 1, self.classes),
             (self.hold_out_share, HOLD_OUT_ACCURACY, self.rounds, 2),

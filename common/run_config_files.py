@@ -1,4 +1,4 @@
-"""Run configuration as people write it: TOML files, and `key=value` pairs as Flower's `--run-config` has them.
+"""Run configuration as people write it: TOML files, and `key=value` pairs as for Flower's `--run-config`.
 
 Both sides read it: a coordinator to start a run, a hospital to ask what such a run would cost.
 """
@@ -56,7 +56,7 @@ def _as_toml(pairs: str) -> str:
         if character in "\"'":
             quoted = "" if quoted == character else quoted or character
         word += character
-    return "\n".join(lines)
+    return "\n".join([*lines, word])  # a word is left where a quote is not closed
 
 
 def _leaves(tree: Mapping[str, object], where: str, prefix: str = "") -> list[tuple[str, Scalar]]:

@@ -3,6 +3,7 @@
 from common.config import RunConfig
 from common.datasets import PublicData, sites
 from common.errors import ConfigError, UserError
+from common.metrics import headline_metric
 from common.models import private_ready
 from common.plan import plan_of
 from server.methods import method_of
@@ -22,9 +23,18 @@ def check(config: RunConfig, public: PublicData) -> None:
         raise ConfigError(
             "run config", "min-sites", config.min_sites, f"at most the {expected_sites} sites there are"
         )
+    _check_test_cases(public)
     _check_budget(config, public)
     check_start(config, public.proxy)
     _check_models(config, public)
+
+
+def _check_test_cases(public: PublicData) -> None:
+    classes, labels = public.proxy.preprocessing.classes, public.test.y
+    absent = [name for number, name in enumerate(classes) if number not in labels]
+    if absent and headline_metric(classes) == "auroc":
+        expected = f"test cases of both classes, and none is {absent[0]!r}"
+        raise ConfigError("run config", "data.test-size", len(labels), expected)
 
 
 def _check_budget(config: RunConfig, public: PublicData) -> None:

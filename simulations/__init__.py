@@ -1,1 +1,1 @@
-"""Everything that composes coordinator and sites on one machine: backends, comparisons, scenarios, benchmarks."""
+"""What composes coordinator and sites on one machine: backends, comparisons, scenarios, benchmarks."""

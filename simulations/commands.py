@@ -98,3 +98,22 @@ def quiet_libraries() -> None:
     """Keep what libraries say out of the progress bar; warnings still show."""
     for name in ("flwr", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def proxy(
+    scenario: Annotated[str, typer.Argument(help="A scenario's name, or a run-config TOML file.")] = "heart",
+    run_config: Annotated[list[str] | None, typer.Option(help="Overrides, as in simulate.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write to, such as a site's shelf of proxies.")
+    ] = Path(),
+) -> None:
+    """Write a scenario's proxy to a file named by its digest, for sites that take public cases by hand."""
+    from common.datasets import load_public
+
+    public = load_public(run_settings(scenario, run_config or []))
+    path = out / f"{public.proxy.digest.hex()}.safetensors"
+    try:
+        public.proxy.save(path)
+    except OSError as error:
+        raise UserError(f"--out {out}: can't be written: {error.strerror}") from None
+    Console().print(str(path), highlight=False, soft_wrap=True)

@@ -106,8 +106,10 @@ def run_once(config: RunConfig, backend: Backend, log_file: Path) -> None:
 def compared(config: RunConfig, backend: Backend, folder: Path) -> Summary:
     """Add to the summary of one seed what needs everybody's records."""
     summary = read(folder / "summary.json")
+    ours = ("out", "run-id")  # of the folder that becomes a part of the whole
     summary = summary.model_copy(
         update={
+            "run_config": {key: value for key, value in summary.run_config.items() if key not in ours},
             "results": with_comparisons(config, summary.results),
             "backend": backend,
             "peak_memory_mib": max(summary.peak_memory_mib, peak_memory_mib()),

@@ -18,7 +18,7 @@ from common.errors import ConfigError, UserError
 from common.preprocessing import FeatureSpec, Name, PixelsSpec
 
 Count = Annotated[int, Field(ge=1)]
-SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class _Section(BaseModel):

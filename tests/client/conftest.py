@@ -1,4 +1,4 @@
-"""A small hospital for tests: a founded site with a table of made-up patients, and what a coordinator would send it."""
+"""A small hospital for tests: a founded site with made-up patients, and what a coordinator would send it."""
 
 import contextlib
 import datetime

@@ -1,7 +1,9 @@
 """The custodian, in process: what a task goes through, what it costs, and what faults show to the outside."""
 
 import logging
+import sys
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
@@ -19,6 +21,8 @@ from common.messages import Greeting, Offer, Receipt, Refusal, Release, Rule, de
 from common.preprocessing import NumericSpec, Preprocessing
 from common.proxy import Proxy
 from common.records import Records, concatenate
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -206,7 +210,7 @@ def test_attempts_at_one_task_are_capped_and_each_is_charged(hospital, site, mon
 )
 def test_two_couriers_and_two_runs_never_overspend(found_at, tmp_path, order):
     """Two runs interleaved, each carried by two couriers to custodians that share the ledger."""
-    hospital = found_at(tmp_path / uuid4().hex)
+    hospital = found_at(tmp_path / uuid4().hex[:8])
     hospital.amend({"lifetime-epsilon = 3.0": "lifetime-epsilon = 1.3"})
     with hospital.open() as one, hospital.open_beside() as other:
         for site in (one, other):
@@ -269,10 +273,31 @@ def test_a_ledger_that_cannot_be_written_lets_nothing_out(hospital, site, monkey
     assert charges(site) == 2
 
 
+def test_a_restored_backup_is_noticed_by_the_head_that_the_coordinator_brings_back(hospital, site):
+    ask(site, hospital.task(1))
+    site.ledger.close()
+    files = [*(hospital.folder / "state").glob("ledger.db*"), hospital.folder / "ledger.anchor"]
+    backup = {path: path.read_bytes() for path in files}
+    with hospital.open_beside() as later:
+        head = ask(later, hospital.task(2)).head
+    for path in (hospital.folder / "state").glob("ledger.db*"):
+        path.unlink()
+    for path, content in backup.items():
+        path.write_bytes(content)
+    with hospital.open_beside() as restored:
+        assert ask(restored, hospital.task(3, head=head)).rule is Rule.UNKNOWN_HEAD
+
+
 def test_patients_are_not_promised_what_the_data_cannot_give(hospital):
     description = hospital.folder / "data.toml"
     description.write_text(description.read_text().replace('patient = "patient"\n', ""))
     with pytest.raises(UserError, match="no column is named"), hospital.open():
+        pass
+
+
+def test_what_was_counted_by_patient_is_never_counted_by_record(hospital):
+    hospital.amend({'unit = "patient"': 'unit = "record"'})
+    with pytest.raises(UserError, match="the ledger counts by patient"), hospital.open():
         pass
 
 
@@ -343,3 +368,26 @@ def test_nobody_who_is_held_out_is_trained_on(hospital):
         kept, held_out = site.custodian._records._cases(hospital.proxy)
         assert len(kept) + len(held_out) == 60 and 15 < len(held_out) < 45
         assert not {row.tobytes() for row in kept.x} & {row.tobytes() for row in held_out.x}
+
+
+# ---- What it never does ----
+
+
+def test_only_simulations_know_seeded_randomness():
+    sources = (ROOT / "client").glob("*.py")
+    knowing = {path.name for path in sources if ".seeded(" in path.read_text()}
+    assert knowing == {"simulated.py"}
+
+
+def test_a_module_that_the_policy_does_not_name_is_never_imported(hospital, site, tmp_path, monkeypatch):
+    (tmp_path / "own_model.py").write_text("from common.models import REGISTRY\nNet = REGISTRY['linear']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = hospital.plan().student.model_copy(update={"model": "own_model:Net"})
+    task = hospital.task(1, hospital.plan(student=own))
+    assert ask(site, task).rule is Rule.NOT_ALLOWED
+    assert "own_model" not in sys.modules
+    hospital.amend({'models = ["linear",': 'models = ["own_model:Net", "linear",'})
+    with hospital.open_beside() as trusting:
+        answer = ask(trusting, task)
+        assert answer.steps == 1 and answer.logits().any()
+    assert "own_model" in sys.modules

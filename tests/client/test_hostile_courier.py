@@ -1,8 +1,9 @@
 """A courier that means harm, against a custodian in a process of its own.
 
-Each request of the table is put to it as any program in the socket's group could. Whatever is asked, what comes back is
-the answer the table names, of the length and with the fields that follow from the request; the ledger has charged what
-the answer admits and never more than the caps; and the custodian goes on serving.
+Each request of the table is put to it as any program in the socket's group could. Whatever is asked, what
+comes back is the answer the table names, of the length and with the fields that follow from the request;
+the ledger has charged what the answer admits and never more than the caps; and the custodian goes on
+serving.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The custodian is killed (kill -9) at random instants of a task, and what it did and said still adds up.
 
-Each instant kills a real process that serves a real site. So that two hundred of them take a minute and not an hour,
-they are forked from a nursery that has imported torch already. The nursery's custodians write a line before they read
-records, by which the test knows what was really done.
+Each instant kills a real process that serves a real site. So that two hundred of them take a minute and not
+an hour, they are forked from a nursery that has imported torch already. The nursery's custodians write a
+line before they read records, by which the test knows what was really done.
 """
 
 import os
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NURSERY = """
 import os, signal, sys
 from pathlib import Path
-import torch
+import pandas, torch, torch._dynamo  # what a first lesson would import
 from client import student
 from client.policy import read_policy
 from client.private_data import PrivateRecords

@@ -1,4 +1,4 @@
-"""Preflight: each thing that can be wrong is one line that says what to do, and nothing is spent by looking."""
+"""Preflight: each thing that can be wrong is a line that says what to do, and looking costs nothing."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ def test_a_sound_site_passes_and_nothing_is_spent(hospital):
     found = findings(hospital)
     assert list(found) == ["policy", "data", "memory", "ledger", "clock", "socket"]
     assert all(finding.passed for finding in found.values()), found
-    assert "fit 1 public set" in found["data"].says
+    assert "public sets that the columns fit: 1" in found["data"].says
     with hospital.open() as site:
         assert [entry.kind for entry in site.ledger.entries()] == ["begin"]
 

@@ -1,4 +1,4 @@
-"""The private step does what the mechanism on paper does: clip each example, sum, add noise, divide by the declared size."""
+"""The private step is the mechanism on paper: clip each example, sum, add noise, divide by declared size."""
 
 import numpy as np
 import pytest

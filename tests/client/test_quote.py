@@ -1,4 +1,4 @@
-"""Quotes and approvals: a hospital reads what a run costs, before any record is touched, and binds its yes to that plan."""
+"""Quotes and approvals: a hospital reads what a run costs before any record is touched, and says yes."""
 
 import json
 import subprocess
@@ -97,7 +97,7 @@ def test_the_command_tells_programs_and_people(hospital, run_config):
         "one patient added or removed",
         "this run",
         "lifetime",
-        "more such runs",
+        "more such runs there fit",
         "No rule refuses it",
     ):
         assert part in spoken.stdout
@@ -145,7 +145,7 @@ def test_the_books_can_be_read_and_verified(hospital):
     assert "study-1" in hospital.run("ledger").stdout
     sound = hospital.run("verify")
     assert sound.returncode == 0, sound.stdout
-    assert "1 releases are in the ledger, 1 of them were sent" in sound.stdout
+    assert "Releases in the ledger: 1; sent, by the log of releases: 1." in sound.stdout
     with hospital.open() as site:
         site.releases.note("study-1", 2, b"something else")
     forged = hospital.run("verify")

@@ -1,8 +1,10 @@
-"""The service, in processes of its own: what it lets in, in what order, when answers leave, and how it ends and starts."""
+"""The service, in processes of its own: what it lets in, in what order, when answers leave, how it ends."""
 
 import contextlib
+import resource
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import threading
@@ -265,7 +267,8 @@ def test_on_loopback_it_takes_only_couriers_with_the_right_certificate(hospital,
     hospital.amend(
         {
             f'listen = "{hospital.address}"': f'listen = "tcp:127.0.0.1:{port}"\n'
-            f'certificate = "{ours}/custodian.crt"\nkey = "{ours}/custodian.key"\ncourier-authority = "{ours}/ca.crt"'
+            f'certificate = "{ours}/custodian.crt"\nkey = "{ours}/custodian.key"\n'
+            f'courier-authority = "{ours}/ca.crt"'
         }
     )
     process = hospital.start()
@@ -281,3 +284,50 @@ def test_on_loopback_it_takes_only_couriers_with_the_right_certificate(hospital,
     finally:
         process.terminate()
         assert process.wait(timeout=30) == 0
+
+
+# ---- A ledger that can't be trusted or written ----
+
+
+def older_copy(hospital) -> None:
+    copies = {path: path.read_bytes() for path in (hospital.folder / "state").glob("ledger.db*")}
+    with hospital.open_beside() as site:
+        site.ledger.approve("study", bytes(32), "", "Dr. Who", "")
+    for path in (hospital.folder / "state").glob("ledger.db*"):
+        path.unlink()
+    for path, content in copies.items():
+        path.write_bytes(content)
+
+
+def edited(hospital) -> None:
+    with sqlite3.connect(hospital.folder / "state" / "ledger.db") as database:
+        database.execute("DROP TRIGGER entries_keep")
+        database.execute("UPDATE entries SET body = replace(body, 'patient', 'hamster')")
+
+
+def cut_off(hospital) -> None:
+    path = hospital.folder / "state" / "ledger.db"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "named"), [(older_copy, "older-copy"), (edited, "edited"), (cut_off, "damaged")]
+)
+def test_a_ledger_that_fails_is_named_and_not_served_from(hospital, break_it, named):
+    break_it(hospital)
+    refused = hospital.run("serve")
+    assert refused.returncode == 2
+    assert named in refused.stderr
+
+
+def test_on_a_full_disk_nothing_leaves_and_with_room_again_all_goes_on(hospital):
+    with hospital.served() as served:
+        connection = acquainted(hospital)
+        connection.learn(hospital.task(1).encode())
+        pid, unlimited = served.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        assert decode_answer(connection.learn(hospital.task(2).encode())).rule is Rule.UNAVAILABLE
+        assert served.health()
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+        assert isinstance(decode_answer(connection.learn(hospital.task(2).encode())), Release)
+    assert "disk-full" in served.log

@@ -1,4 +1,4 @@
-"""Small sites: a site with n patients and the same site with n − 1 differ in nothing that leaves but the noisy logits."""
+"""Small sites: one with n patients and the same with n − 1 differ in nothing but noisy logits."""
 
 import time
 from dataclasses import replace
@@ -10,7 +10,7 @@ from client.quote import quote
 from common.messages import Offer, Release, Rule, decode_answer
 
 OPAQUE = {"scale": 1.0, "payload": b"", "head": bytes(32), "counts": ()}
-"""What of a release may differ: quantised logits, bought counts, and a seal that says nothing without the site's key."""
+"""What of a release may differ: noisy logits and counts, and a seal that says nothing without the key."""
 
 
 def conversation(hospital, site, **plan_changes) -> list[object]:

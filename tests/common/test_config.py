@@ -53,7 +53,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "expected"), REFUSED, ids=[f"{k}={v!r}"[:40] for k, v, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"), REFUSED, ids=[f"{k}={v!r}"[:40] for k, v, _ in REFUSED]
+)
 def test_what_is_wrong_is_refused_with_key_value_and_what_would_be_right(key, value, expected):
     with pytest.raises(ConfigError) as refused:
         RunConfig.from_run_config({key: value}, "study.toml")
@@ -73,7 +75,8 @@ def test_flat_and_from_run_config_are_inverse():
 
 
 @pytest.mark.parametrize(
-    "flat", [{"privacy": 3, "privacy.epsilon": 1.0}, {"privacy.epsilon": 1.0, "privacy": 3}, {"a.b": 1, "a.b.c": 2}]
+    "flat",
+    [{"privacy": 3, "privacy.epsilon": 1.0}, {"privacy.epsilon": 1.0, "privacy": 3}, {"a.b": 1, "a.b.c": 2}],
 )
 def test_a_key_cannot_be_a_value_and_a_section(flat):
     with pytest.raises(UserError, match="section"):

@@ -1,4 +1,4 @@
-"""Distillation: a linear model is fitted exactly, any other one comes close, and nothing is random but by its seed."""
+"""Distillation: a linear model is fitted exactly, others come close, and nothing is random but by a seed."""
 
 import numpy as np
 import pytest
@@ -105,6 +105,12 @@ def test_whatever_is_not_linear_comes_close_by_descent(model, alpha):
     before = loss()
     fit_soft_labels(one, one.phi(public.x), soft, public.y, settings, 0)
     assert loss() < 0.7 * before
+
+
+def test_a_fit_that_diverges_says_what_would_help():
+    public, one = proxy(), learner("mlp")
+    with pytest.raises(UserError, match="lower learning-rate = 10000"):
+        fit_labels(one, one.phi(public.x), public.y, Distillation(learning_rate=1e4), 0)
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp"])

@@ -1,7 +1,7 @@
 """What leaves a site in a whole run, byte by byte: the fields of the protocol, in lengths that tell nothing.
 
-`held_to_protocol` reads the serialised message as it goes to the wire and knows every field that may be in it. It
-raises for anything else.
+`held_to_protocol` reads the serialised message as it goes to the wire, knows every field that may be in it,
+and raises for anything else.
 """
 
 from collections import defaultdict
@@ -16,8 +16,8 @@ from common.codec import CODECS
 from common.envelope import DELIVER, FIELD, LEARN, OFFER, PROXY, RECORD, seal, unseal
 from common.messages import Answer, Greeting, MessageError, Receipt, Release, decode_answer
 
-# Flower's own, which a site's software doesn't choose. `created_at` and `ttl` tell when an answer left, and so how
-# long it took: a served custodian answers on a beat (`client.schedule`).
+# Flower's own, which a site's software doesn't choose. `created_at` and `ttl` tell when an answer left, hence
+# how long it took; a served custodian answers on a beat (`client.schedule`).
 METADATA = {
     "run_id",
     "src_node_id",
@@ -90,7 +90,9 @@ def test_nothing_but_the_protocol_leaves_a_site_and_all_sites_send_the_same_leng
     bought = {number: len(said[0].counts) for (action, number), said in answers.items() if action == LEARN}
     assert len({lengths[LEARN, number][0] - 4 * counts for number, counts in bought.items()}) == 1
     for (action, _), said in answers.items():
-        if action == LEARN:  # all but the opinion, what was bought and the ledger's head follows from the task
+        if (
+            action == LEARN
+        ):  # all but the opinion, what was bought and the ledger's head follows from the task
             public = {replace(one, payload=b"", scale=0.0, counts=(), head=bytes(32)) for one in said}
             assert len(public) == 1
             assert len({one.head for one in said}) == 4

@@ -1,0 +1,169 @@
+"""What the boundary between courier and custodian costs: a round in process beside one through the socket.
+
+    python -m simulations.benchmarks.boundary [--rounds 60] [--json]
+
+Two sites of the size of `fashion`'s, with that scenario's proxy, student and plan, learn the same tasks:
+one's custodian is called in this process, the other's is served in a process of its own and asked over its
+Unix socket as a courier asks. Their images are some of Fashion-MNIST's test set, which is as public as the
+proxy. Both read, charge, train and commit for real; the schedule of replies, which exists to cost time, is
+off.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from rich.console import Console
+
+from client.connection import connect
+from client.founding import Choices, found
+from client.policy import read_policy
+from client.served import open_site
+from common.config import RunConfig
+from common.datasets import load_public
+from common.datasets.scenario import PublicData
+from common.messages import Release, decode_answer
+from common.plan import plan_of
+from server.app import draw_up
+from server.methods import State
+from server.teacher import choose_cases
+from simulations.settings import run_settings
+
+TARGET_RATIO = 1.1
+"""How much longer a round through the socket may take."""
+IMAGES = 2400
+TURN = 10
+"""Rounds in a row; the first of them isn't counted."""
+DESCRIPTION = """\
+target = "label"
+classes = {classes}
+
+[[features]]
+name = "pixels"
+kind = "pixels"
+
+[sites.bench]
+declared-size = {images}
+file = "images.npz"
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a round, the median over many."""
+
+    inprocess: float
+    socket: float
+    ratio: float
+
+
+def measure(rounds: int) -> Cost:
+    """Time both ways.
+
+    Raises:
+        UserError: if Fashion-MNIST's files aren't there.
+    """
+    config = run_settings("fashion", [f"num-rounds={rounds}"])
+    public = load_public(config)
+    tasks = _tasks(config, public)
+    with TemporaryDirectory() as folder:
+        inside, outside = (_site(Path(folder) / name, public, config) for name in ("inside", "outside"))
+        with open_site(read_policy(inside)) as site, _served(outside):
+            connection = connect(f"unix:{outside.parent}/custodian.sock")
+            for one in (site.custodian, connection):
+                one.accept_proxy(public.proxy.to_bytes())
+            ways: list[Callable[[bytes], bytes]] = [site.custodian.learn, connection.learn]
+            took: list[list[float]] = [[], []]
+            # By turns, some rounds each, so that what else the machine does meets both alike.
+            for first in range(0, rounds, TURN):
+                for learn, seconds in zip(ways, took, strict=True):
+                    seconds += [_seconds(learn, task) for task in tasks[first : first + TURN]][1:]
+    inprocess, socket = map(statistics.median, took)
+    return Cost(inprocess, socket, socket / inprocess)
+
+
+def _tasks(config: RunConfig, public: PublicData) -> list[bytes]:
+    classes = len(public.proxy.preprocessing.classes)
+    plan = plan_of(config, study="bench", proxy_digest=public.proxy.digest, classes=classes)
+    cases_P = choose_cases(config, len(public.proxy))
+    rng = np.random.default_rng(0)
+    states = (State.start(rng.normal(size=(len(cases_P), classes))) for _ in range(plan.rounds))
+    return [draw_up(plan, number, cases_P, state).encode() for number, state in enumerate(states, start=1)]
+
+
+def _site(folder: Path, public: PublicData, config: RunConfig) -> Path:
+    folder.mkdir()
+    classes = public.proxy.preprocessing.classes
+    images, labels = public.test.x[:IMAGES], public.test.y[:IMAGES]
+    np.savez(
+        folder / "images.npz", pixels=np.rint(images * 255).astype(np.uint8), label=np.array(classes)[labels]
+    )
+    (folder / "data.toml").write_text(DESCRIPTION.format(classes=json.dumps(classes), images=IMAGES))
+    choices = Choices(
+        site="bench",
+        description="data.toml",
+        unit=config.privacy.unit,
+        declared_size=IMAGES,
+        delta=config.privacy.delta,
+        lifetime_epsilon=10 * config.privacy.epsilon,
+        run_epsilon=config.privacy.epsilon,
+        studies=("bench",),
+        listen=f"unix:{folder}/custodian.sock",
+    )
+    policy = found(folder, choices)
+    text = policy.read_text().replace("approval = true", "approval = false")
+    policy.write_text(text.replace("every-seconds = 30.0", "every-seconds = 0.0"))
+    return policy
+
+
+@contextmanager
+def _served(policy: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "grandrounds", "site", "serve", "--policy", str(policy)]
+    with (policy.parent / "log").open("w") as log:
+        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _seconds(learn: Callable[[bytes], bytes], task: bytes) -> float:
+    began = time.perf_counter()
+    answer = decode_answer(learn(task))
+    took = time.perf_counter() - began
+    if not isinstance(answer, Release) or answer.steps == 0:
+        raise RuntimeError(f"the custodian answered {answer}")
+    return took
+
+
+def main() -> None:
+    """Measure and print; exit code 1 if the socket costs more than it may."""
+    arguments = argparse.ArgumentParser(description="Time a round in process and through the socket.")
+    arguments.add_argument("--rounds", type=int, default=60)
+    arguments.add_argument("--json", action="store_true")
+    options = arguments.parse_args()
+    cost = measure(options.rounds)
+    if options.json:
+        sys.stdout.write(json.dumps(asdict(cost)) + "\n")
+    else:
+        Console().print(
+            f"in process {1000 * cost.inprocess:.1f} ms, through the socket {1000 * cost.socket:.1f} ms "
+            f"a round: × {cost.ratio:.3f} (may be {TARGET_RATIO})"
+        )
+    if cost.ratio > TARGET_RATIO:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
