@@ -97,7 +97,12 @@ class Teacher(Network):
 
 
 class Student(Network):
-    """The model a site trains; a site's own policy or node config may choose another."""
+    """The model a site trains; a site's own policy may choose another."""
+
+    features: Literal["none", "pca", "scattering", "teacher"] = "pca"
+    """Frozen public features in front of the model, fitted on the proxy only."""
+    feature_size: Count = 16
+    """Columns kept by the PCA that is fitted on the proxy: the fewer, the less noise a private step needs."""
 
 
 class Privacy(_Section):

@@ -76,7 +76,8 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             proxy_digest=public.proxy.digest,
             classes=len(public.proxy.preprocessing.classes),
         )
-        roll = call_roll(grid, public.proxy, len(sites(config)), config.round_timeout)
+        agreed = {site.name: site.declared_size for site in sites(config)}
+        roll = call_roll(grid, public.proxy, agreed, config.round_timeout)
         require_sites(config, "roll call", roll.members, roll.absent)
         journal = Journal(folder, config, plan)
         heads: dict[str, bytes] = {}

@@ -36,16 +36,17 @@ class Roll:
     absent: Mapping[str, str]
 
 
-def call_roll(grid: Grid, proxy: Proxy, expected: int, timeout: float) -> Roll:
+def call_roll(grid: Grid, proxy: Proxy, agreed: Mapping[str, int], timeout: float) -> Roll:
     """Ask every connected node who it is, and send the proxy, once, to sites that don't know it.
 
     Args:
         grid: Where the nodes are.
         proxy: The run's public cases.
-        expected: Sites that are waited for, up to `PATIENCE` seconds, before the roll is called without them.
+        agreed: The study's sites with the public sizes that they declared when it was agreed. A site that says another
+            size now would give itself another weight. All are waited for, up to `PATIENCE` seconds.
         timeout: Seconds for each answer.
     """
-    nodes = _connected(grid, expected)
+    nodes = _connected(grid, len(agreed))
     offer = Offer(proxy.digest).encode()
     members: dict[str, Member] = {}
     absent: dict[str, str] = {}
@@ -53,8 +54,12 @@ def call_roll(grid: Grid, proxy: Proxy, expected: int, timeout: float) -> Roll:
     for node, answer in _ask(grid, dict.fromkeys(nodes, offer), OFFER, timeout).items():
         if not isinstance(answer, Greeting):
             absent[f"node {node}"] = _reason(answer)
+        elif answer.site not in agreed:
+            absent[f"node {node}"] = f"calls itself {answer.site}, which is no site of this study"
         elif answer.site in members:
             absent[f"node {node}"] = f"calls itself {answer.site}, as another node does"
+        elif answer.declared_size != agreed[answer.site]:
+            absent[answer.site] = f"declares {answer.declared_size}, {agreed[answer.site]} was agreed"
         else:
             members[answer.site] = Member(node, answer.site, answer.declared_size)
             if not answer.knows_proxy:
@@ -67,6 +72,7 @@ def call_roll(grid: Grid, proxy: Proxy, expected: int, timeout: float) -> Roll:
             if not isinstance(answer, Receipt) or answer.digest != proxy.digest:
                 del members[member.site]
                 absent[member.site] = f"did not take the proxy: {_reason(answer)}"
+    absent |= {site: "nobody answered to this name" for site in agreed if site not in members | absent}
     return Roll({site: members[site] for site in sorted(members)}, absent)
 
 

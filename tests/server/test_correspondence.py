@@ -27,6 +27,7 @@ VALUES = np.random.default_rng(0).normal(size=5)
 RECORDS = Records({"a": VALUES}, np.array(["no", "yes", "no", "yes", "no"]), None, {})
 PREPROCESSING = Preprocessing.fit(RECORDS, [NumericSpec(name="a")], ("no", "yes"))
 PROXY = Proxy(PREPROCESSING, PREPROCESSING.encode(RECORDS).x, PREPROCESSING.encode(RECORDS).y)
+AGREED = {f"site-{k}": 10 * (k + 1) for k in range(3)}
 
 
 class Sites(ClientApp):
@@ -61,7 +62,7 @@ def test_the_proxy_goes_once_to_those_who_lack_it():
     sites = Sites(informed=[1])
 
     def body(grid: Grid) -> None:
-        roll = call_roll(grid, PROXY, 3, 5.0)
+        roll = call_roll(grid, PROXY, AGREED, 5.0)
         assert roll.absent == {}
         assert roll.members == {
             f"site-{k}": Member(FIRST_NODE_ID + k, f"site-{k}", 10 * (k + 1)) for k in range(3)
@@ -83,11 +84,25 @@ def test_nodes_that_connect_late_are_waited_for_but_not_for_ever(monkeypatch):
     monkeypatch.setattr(correspondence, "LONGEST_PAUSE", 0.01)
 
     def body(grid: Grid) -> None:
-        assert len(call_roll(grid, PROXY, 3, 5.0).members) == 3
+        assert len(call_roll(grid, PROXY, AGREED, 5.0).members) == 3
         monkeypatch.setattr(correspondence, "PATIENCE", 0.05)
-        assert len(call_roll(grid, PROXY, 99, 5.0).members) == 3
+        assert len(call_roll(grid, PROXY, AGREED | {"elsewhere": 5}, 5.0).members) == 3
 
     with_grid(body, Sites())
+
+
+def test_a_site_takes_part_under_the_name_and_the_size_that_were_agreed(monkeypatch):
+    def body(grid: Grid) -> None:
+        roll = call_roll(grid, PROXY, {"site-0": 10, "site-1": 19, "site-9": 5}, 5.0)
+        assert set(roll.members) == {"site-0"}
+        assert roll.absent == {
+            "site-1": "declares 20, 19 was agreed",
+            f"node {FIRST_NODE_ID + 2}": "calls itself site-2, which is no site of this study",
+            "site-9": "nobody answered to this name",
+        }
+
+    monkeypatch.setattr(correspondence, "PATIENCE", 0.05)
+    with_grid(body, Sites(informed=range(3)))
 
 
 def task() -> Task:
@@ -137,8 +152,8 @@ def test_nobody_is_waited_for_longer_than_the_timeout(timeout):
 
     def body(grid: Grid) -> None:
         began = time.monotonic()
-        roll = call_roll(grid, PROXY, 3, timeout)
+        roll = call_roll(grid, PROXY, AGREED, timeout)
         assert timeout <= time.monotonic() - began < timeout + 0.7
-        assert set(roll.absent.values()) == {"no answer in time"} and not roll.members
+        assert set(roll.absent.values()) == {"no answer in time", "nobody answered to this name"} and not roll.members
 
     with_grid(body, Mute())
