@@ -3,7 +3,7 @@
 - **One thing at a time.** Offers, proxies, tasks and students take turns in one room, in the order of their
   coming; a few may wait, the rest are refused. A release keeps the room until it may leave
   (`client.schedule`), or what waits behind it would show when it was done.
-- **Health and quotes at once.** They have rooms of their own, and no record is near them.
+- **Health and quotes at once.** Quotes have a room of their own, health needs none; no record is near them.
 - **Nothing by accident.** Each call ends in an answer of the protocol. An exception's text stays in the
   site's log.
 - **Light until needed.** torch comes with the first task.
@@ -14,7 +14,6 @@ A courier is a program on the same machine and can always make itself a nuisance
 calls and handshakes keep it at that.
 """
 
-import asyncio
 import logging
 import os
 import signal
@@ -25,11 +24,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
+from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from pydantic import ValidationError
 
@@ -48,7 +47,7 @@ SERVICE = "grandrounds.v1.Custodian"
 MOST_WAITING = 8
 """Calls that may wait for a room."""
 MOST_CALLS = 128
-"""Calls under way at once, half-sent ones included."""
+"""Calls under way at once, half-sent ones included; each has a thread."""
 GRACE = 20.0
 """Seconds that a running task has after SIGTERM."""
 OPTIONS = (
@@ -69,30 +68,25 @@ class Room:
     def __init__(self, name: str) -> None:
         """Open the room; its thread starts with the first visitor."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._door = asyncio.Lock()
-        self._waiting = 0
+        self._door = threading.Lock()
+        self._visitors = 0
 
-    async def enter(self, do: Callable[[], T], otherwise: T) -> T:
-        """Do something in turn, or return `otherwise` if too many wait.
-
-        A visitor who gives up while waiting leaves nothing behind; one who gives up inside is not waited
-        for, but what was begun is finished before the next may enter.
-        """
-        if self._waiting >= MOST_WAITING:
-            return otherwise
-        self._waiting += 1
+    def enter(self, do: Callable[[], T], otherwise: T) -> T:
+        """Do something in turn, or return `otherwise` if too many wait."""
+        with self._door:
+            if self._visitors > MOST_WAITING:
+                return otherwise
+            self._visitors += 1
         try:
-            await self._door.acquire()
+            return self._thread.submit(do).result()
         finally:
-            self._waiting -= 1
-        done = asyncio.get_running_loop().run_in_executor(self._thread, do)
-        done.add_done_callback(lambda _: self._door.release())
-        return await asyncio.shield(done)
+            with self._door:
+                self._visitors -= 1
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is inside."""
-        return self._door.locked()
+        """Whether anybody is inside or waits."""
+        return self._visitors > 0
 
 
 class Desk(CustodianServicer):
@@ -101,30 +95,55 @@ class Desk(CustodianServicer):
     def __init__(self, site: ServedSite) -> None:
         """Sit down; nothing is opened yet."""
         self._site = site
-        self._room, self._counter = Room("lesson"), Room("quote")
+        self._lessons, self._quotes = Room("lesson"), Room("quote")
         self._closing = threading.Event()
 
-    async def Offer(self, request: Body, context: object) -> Body:
+    def Offer(self, request: Body, context: grpc.ServicerContext) -> Body:
         """Say who the site is, and whether it knows the run's proxy."""
-        return await self._in_turn(self._site.custodian.offer, request)
+        return self._in_turn(self._site.custodian.offer, request, context)
 
-    async def AcceptProxy(self, request: Body, context: object) -> Body:
+    def AcceptProxy(self, request: Body, context: grpc.ServicerContext) -> Body:
         """Take in a proxy."""
-        return await self._in_turn(self._site.custodian.accept_proxy, request)
+        return self._in_turn(self._site.custodian.accept_proxy, request, context)
 
-    async def Learn(self, request: Body, context: object) -> Body:
+    def Learn(self, request: Body, context: grpc.ServicerContext) -> Body:
         """Hold a lesson."""
-        return await self._in_turn(self._learn, request)
+        return self._in_turn(self._learn, request, context)
 
-    async def Deliver(self, request: Body, context: object) -> Body:
+    def Deliver(self, request: Body, context: grpc.ServicerContext) -> Body:
         """Take in the final student."""
-        return await self._in_turn(self._site.custodian.deliver, request)
+        return self._in_turn(self._site.custodian.deliver, request, context)
 
-    async def Quote(self, request: PlanMessage, context: object) -> Price:
+    def Quote(self, request: PlanMessage, context: grpc.ServicerContext) -> Price:
         """Price a plan."""
         unavailable = Price(refused_by=Rule.UNAVAILABLE.label)
-        price = partial(self._guarded, self._price, request.json, unavailable)
-        return await self._counter.enter(price, unavailable)
+        price = partial(self._guarded, self._price, request.json, context, unavailable)
+        return self._quotes.enter(price, unavailable)
+
+    def close(self) -> None:
+        """Let nobody in any more; what waits for its departure is not sent."""
+        self._closing.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is still being worked on."""
+        return self._lessons.busy or self._quotes.busy
+
+    def _in_turn(self, ask: Callable[[bytes], bytes], request: Body, context: grpc.ServicerContext) -> Body:
+        answer = partial(self._guarded, ask, request.body, context, UNAVAILABLE)
+        return Body(body=self._lessons.enter(answer, UNAVAILABLE))
+
+    def _guarded(
+        self, ask: Callable[[bytes], T], body: bytes, context: grpc.ServicerContext, otherwise: T
+    ) -> T:
+        """Ask, unless it is too late or nobody waits for the answer any more; no exception gets out."""
+        if self._closing.is_set() or not context.is_active():
+            return otherwise
+        try:
+            return ask(body)
+        except Exception:
+            log.exception("a call failed; the courier is told that the site is unavailable")
+            return otherwise
 
     def _price(self, plan_json: bytes) -> Price:
         """A courier may learn what a run costs, and which rule refuses it.
@@ -151,28 +170,6 @@ class Desk(CustodianServicer):
             refused_by="" if priced.refused_by is None else priced.refused_by.label,
         )
 
-    def close(self) -> None:
-        """Let nobody in any more; what waits for its departure is not sent."""
-        self._closing.set()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a call is still being worked on."""
-        return self._room.busy or self._counter.busy
-
-    async def _in_turn(self, ask: Callable[[bytes], bytes], request: Body) -> Body:
-        answer = partial(self._guarded, ask, request.body, UNAVAILABLE)
-        return Body(body=await self._room.enter(answer, UNAVAILABLE))
-
-    def _guarded(self, ask: Callable[[bytes], T], body: bytes, otherwise: T) -> T:
-        if self._closing.is_set():
-            return otherwise
-        try:
-            return ask(body)
-        except Exception:
-            log.exception("a call failed; the courier is told that the site is unavailable")
-            return otherwise
-
     def _learn(self, body: bytes) -> bytes:
         """Hold a lesson and keep the room until its release may leave."""
         began = time.monotonic()
@@ -194,42 +191,45 @@ class Desk(CustodianServicer):
         return release
 
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
 def serve(site: ServedSite) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
         UserError: if the address can't be listened at or its certificates can't be read.
     """
-    desk = asyncio.run(_serve(site))
+    # Blocked in every thread and waited for below: a handler that sets an event may meet the very lock that
+    # whoever waits for the event holds.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    service, desk = site.policy.service, Desk(site)
+    longest = service.largest_message_mib << 20
+    lengths = (("grpc.max_receive_message_length", longest), ("grpc.max_send_message_length", longest))
+    server = grpc.server(
+        ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="call"),
+        options=(*OPTIONS, *lengths),
+        maximum_concurrent_rpcs=MOST_CALLS,
+    )
+    # Whoever watches the health holds no thread.
+    health = HealthServicer(experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(1))
+    health.set(SERVICE, HealthCheckResponse.SERVING)
+    add_CustodianServicer_to_server(desk, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    _listen(server, service)
+    server.start()
+    log.info("%s listens at %s", site.policy.site, service.listen)
+    signal.sigwait(STOPS)
+    desk.close()
+    health.enter_graceful_shutdown()
+    server.stop(GRACE).wait()
+    Path(service.listen.removeprefix("unix:")).unlink(missing_ok=True)
     if desk.busy:
         log.warning("a task was still running; it is charged, and will start anew when it is asked again")
         os._exit(0)  # its thread can't be ended, and the ledger is safe at every moment
 
 
-async def _serve(site: ServedSite) -> Desk:
-    service = site.policy.service
-    longest = service.largest_message_mib << 20
-    lengths = (("grpc.max_receive_message_length", longest), ("grpc.max_send_message_length", longest))
-    server = grpc.aio.server(options=(*OPTIONS, *lengths), maximum_concurrent_rpcs=MOST_CALLS)
-    desk, checkup = Desk(site), health.HealthServicer()
-    add_CustodianServicer_to_server(desk, server)  # type: ignore[no-untyped-call]
-    health_pb2_grpc.add_HealthServicer_to_server(checkup, server)
-    await checkup.set(SERVICE, HealthCheckResponse.SERVING)
-    _listen(server, service)
-    told_to_stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    await server.start()
-    log.info("%s listens at %s", site.policy.site, service.listen)
-    await told_to_stop.wait()
-    desk.close()
-    await checkup.enter_graceful_shutdown()
-    await server.stop(GRACE)
-    Path(service.listen.removeprefix("unix:")).unlink(missing_ok=True)
-    return desk
-
-
-def _listen(server: Any, service: ServicePolicy) -> None:
+def _listen(server: grpc.Server, service: ServicePolicy) -> None:
     """Bind the address; a Unix socket is for its owner and its group from the first moment."""
     kind, _, address = service.listen.partition(":")
     before = os.umask(0o117)

@@ -24,11 +24,10 @@ from client.private_step import StepSettings, Units, private_steps
 from common.config import RunConfig
 from common.datasets import PublicData, load_public, sites
 from common.distillation import Learner, fit_labels
-from common.metrics import headline_metric
 from common.models import private_ready
 from common.plan import plan_of
 from common.summary import Metrics, Results, statistic
-from server.public_baselines import WEIGHT_DECAYS
+from server.public_baselines import WEIGHT_DECAYS, best_by_validation
 from server.results import metrics_of
 from server.teacher import Teacher, choose_cases
 
@@ -101,17 +100,14 @@ def pooled_dp(config: RunConfig, public: PublicData, party: Party) -> dict[str, 
 
 def pooled_no_privacy(config: RunConfig, public: PublicData, party: Party) -> dict[str, float]:
     """All records in one place, no privacy, fitted to the end."""
-    metric = headline_metric(public.proxy.preprocessing.classes)
-    best: tuple[float, dict[str, float]] = (-1.0, {})
     labels_N: NDArray[np.int64] = party.units.y_N.numpy()
+    candidates = []
     for decay in WEIGHT_DECAYS:
         student = untaught(config, public)
         tuned = config.student.model_copy(update={"weight_decay": decay})
         fit_labels(student.learner, party.units.phi_ND, labels_N, tuned, config.seed)
-        chosen_by = student.validation_scores().get(metric, 0.0)
-        if chosen_by > best[0]:
-            best = (chosen_by, student.test_scores())
-    return best[1]
+        candidates.append(student)
+    return best_by_validation(candidates).test_scores()
 
 
 def untaught(config: RunConfig, public: PublicData) -> Teacher:
