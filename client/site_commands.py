@@ -55,7 +55,9 @@ def init(
 
     choices = Choices(
         site=_asked(name, "--name", "The site's name, as coordinators will see it", str),
-        description=_asked(data, "--data", "Path of the data description (data.toml), from DIR", str),
+        description=str(
+            Path(_asked(data, "--data", "Path of the data description (data.toml)", str)).absolute()
+        ),
         unit=_asked(unit, "--unit", "Unit of privacy, patient or record", _unit),
         declared_size=_asked(
             declared_size,

@@ -49,7 +49,7 @@ def best_public(config: RunConfig, public: PublicData, y_N: NDArray[np.int64]) -
 
 
 def best_by_validation(candidates: Iterable[Teacher]) -> Teacher:
-    """Choose by log-loss on the public validation cases: few cases tell it more surely than a rank or a count."""
+    """Choose by log-loss on the public validation cases: few cases show it better than a rank or a count."""
     return min(candidates, key=lambda candidate: candidate.validation_scores()["log_loss"])
 
 

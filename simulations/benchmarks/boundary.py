@@ -1,6 +1,6 @@
 """What the boundary between courier and custodian costs: a round in process beside one through the socket.
 
-    python -m simulations.benchmarks.boundary [--rounds 60] [--json]
+    python -m simulations.benchmarks.boundary [--rounds 150] [--json]
 
 Two sites of the size of `fashion`'s, with that scenario's proxy, student and plan, learn the same tasks:
 one's custodian is called in this process, the other's is served in a process of its own and asked over its
@@ -43,7 +43,7 @@ from simulations.settings import run_settings
 TARGET_RATIO = 1.1
 """How much longer a round through the socket may take."""
 IMAGES = 2400
-TURN = 10
+TURN = 5
 """Rounds in a row; the first of them isn't counted."""
 DESCRIPTION = """\
 target = "label"
@@ -159,7 +159,7 @@ def _seconds(learn: Callable[[bytes], bytes], task: bytes) -> float:
 def main() -> None:
     """Measure and print; exit code 1 if the socket costs more than it may."""
     arguments = argparse.ArgumentParser(description="Time a round in process and through the socket.")
-    arguments.add_argument("--rounds", type=int, default=60)
+    arguments.add_argument("--rounds", type=int, default=150)
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
     cost = measure(options.rounds)

@@ -156,13 +156,14 @@ def test_init_asks_what_it_cannot_know_and_never_counts_records(tmp_path):
     command = [sys.executable, "-m", "grandrounds", "site", "init", str(tmp_path / "site")]
     alone = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert alone.returncode == 2 and "--name is missing" in alone.stderr
-    given = ["--name", "north", "--data", "data.toml", "--unit", "record", "--lifetime-epsilon", "3"]
+    described = str(tmp_path / "data.toml")
+    given = ["--name", "north", "--data", described, "--unit", "record", "--lifetime-epsilon", "3"]
     no_size = subprocess.run([*command, *given], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert no_size.returncode == 2 and "--declared-size is missing" in no_size.stderr
     whole = [*command, *given, "--declared-size", "100", "--run-epsilon", "1", "--study", "a", "--study", "b"]
     done = subprocess.run(whole, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    (tmp_path / "site" / "data.toml").write_text("")
+    (tmp_path / "data.toml").write_text("")
     policy = read_policy(tmp_path / "site" / "site.toml")
     assert policy.allow.studies == ("a", "b") and policy.approval
     assert (tmp_path / "site" / "site.key").stat().st_mode & 0o777 == 0o600
