@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
@@ -24,6 +24,7 @@ from common.config import first_complaint
 from common.errors import UserError
 from common.messages import Rule
 from common.plan import Plan
+from common.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -35,18 +36,7 @@ LONGEST_SOCKET_PATH = 107
 """Bytes; the kernel takes no longer path for a Unix socket."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
-
-
-class DataPolicy(_Section):
+class DataPolicy(Strict):
     """What the site has, and the one number it declares about it."""
 
     description: str
@@ -58,7 +48,7 @@ class DataPolicy(_Section):
     """Share of the patients that no student is trained on, so that the accuracy on them may be bought."""
 
 
-class BudgetPolicy(_Section):
+class BudgetPolicy(Strict):
     """Caps on ε, each at `delta`."""
 
     delta: Share
@@ -69,7 +59,7 @@ class BudgetPolicy(_Section):
     """How often one task may be started anew; every start is charged."""
 
 
-class AllowPolicy(_Section):
+class AllowPolicy(Strict):
     """What may run here. `*` in a list allows anything of its kind, except code by import path."""
 
     studies: Names
@@ -92,7 +82,7 @@ class AllowPolicy(_Section):
     """Passes over the public cases in one task: they cost no budget, but time."""
 
 
-class StudentPolicy(_Section):
+class StudentPolicy(Strict):
     """The student this site trains, if not the one that the coordinator proposes."""
 
     model: str
@@ -100,7 +90,7 @@ class StudentPolicy(_Section):
     feature_size: Count = 128
 
 
-class SitePolicy(_Section):
+class SitePolicy(Strict):
     """Everything a hospital decides about its part in federations."""
 
     site: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -140,14 +130,14 @@ class SitePolicy(_Section):
         return None
 
 
-class RepliesPolicy(_Section):
+class RepliesPolicy(Strict):
     """When answers leave (`client.schedule`)."""
 
     every_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
     """A release leaves at a multiple of this after its task began; 0 sends it at once, which tells of n."""
 
 
-class ServicePolicy(_Section):
+class ServicePolicy(Strict):
     """Where the custodian listens (`client.service`)."""
 
     listen: Annotated[str, Field(pattern=r"^(unix:/.+|tcp:(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5})$")]

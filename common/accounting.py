@@ -371,17 +371,18 @@ def _count_losses(counts: Tally) -> list[tuple[float, float]]:
     A unit moves one count by one, so ln P(x)/P(x−1) is a for x ≤ 0 and −a beyond: P(L = a) = e^a/(1 + e^a),
     as for randomised response.
     """
-    sums = {0.0: 1.0}
+    sums = [(0.0, 1.0)]  # a list: different ways may have the same sum, and each has a probability of its own
     for event, count in counts.items():
         if isinstance(event, DiscreteLaplace):
             a = event.epsilon
             log_up, log_down = -math.log1p(math.exp(-a)), -a - math.log1p(math.exp(-a))
-            binomial: dict[float, float] = {}
+            binomial: list[tuple[float, float]] = []
             for ups in range(count + 1):
                 log_ways = math.lgamma(count + 1) - math.lgamma(ups + 1) - math.lgamma(count - ups + 1)
-                binomial[a * (2 * ups - count)] = math.exp(log_ways + ups * log_up + (count - ups) * log_down)
-            sums = {loss + more: p * q for loss, p in sums.items() for more, q in binomial.items()}
-    return list(sums.items())
+                chance = math.exp(log_ways + ups * log_up + (count - ups) * log_down)
+                binomial.append((a * (2 * ups - count), chance))
+            sums = [(loss + more, p * q) for loss, p in sums for more, q in binomial]
+    return sums
 
 
 # ---- Numerical distributions -------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from common.errors import ConfigError, UserError
+from common.strict import Strict
 
 Scalar = str | int | float | bool
 
@@ -33,20 +34,7 @@ Delta = Annotated[float, Field(gt=0, lt=1)]
 SampleRate = Annotated[float, Field(gt=0, le=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        validate_by_name=True,
-        validate_by_alias=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class Aggregation(_Section):
+class Aggregation(Strict):
     """How the ensemble is formed and how far the server follows it."""
 
     rule: Literal["auto", "mean", "class-weighted", "trimmed-mean"] = "auto"
@@ -61,7 +49,7 @@ class Aggregation(_Section):
     """Sharpening temperature of the aggregated soft labels (`oneshot`): below 1 sharpens."""
 
 
-class Distillation(_Section):
+class Distillation(Strict):
     """Hinton's loss on the public cases: α·T²·KL(teacher ‖ model) + (1−α)·CE on those that are labelled."""
 
     temperature: Positive = 2.0
@@ -105,7 +93,7 @@ class Student(Network):
     """Columns kept by the PCA that is fitted on the proxy: the fewer, the less noise a private step needs."""
 
 
-class Privacy(_Section):
+class Privacy(Strict):
     """The budget of one run at one site, and the private steps it buys."""
 
     epsilon: Epsilon = 1.0
@@ -134,7 +122,7 @@ class Privacy(_Section):
         return self
 
 
-class Data(_Section):
+class Data(Strict):
     """Which cases are public, and how a pooled table is dealt to sites. A size of 0 is the scenario's own."""
 
     alpha: Positive = 0.5
@@ -161,7 +149,7 @@ class Data(_Section):
     """Where a scenario's files lie, if not in the place their package puts them (`fashion`)."""
 
 
-class RunConfig(_Section):
+class RunConfig(Strict):
     """Everything a coordinator may ask for in one run."""
 
     scenario: Literal["heart", "thyroid", "fashion", "own"] = "heart"

@@ -27,10 +27,11 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from common.errors import UserError
 from common.records import AnyArray, Cases, Float32s, Floats, Ints, Records
+from common.strict import Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -41,18 +42,7 @@ Names = Annotated[tuple[Name, ...], Field(max_length=10_000)]
 Transform = Literal["identity", "log"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
-
-
-class NumericSpec(_Strict):
+class NumericSpec(Strict):
     """A column of numbers."""
 
     kind: Literal["numeric"] = "numeric"
@@ -68,7 +58,7 @@ class NumericSpec(_Strict):
     """Quantiles t at which low and high values are flagged (see the module's docstring)."""
 
 
-class CategoricalSpec(_Strict):
+class CategoricalSpec(Strict):
     """A column of names, encoded one-hot."""
 
     kind: Literal["categorical"] = "categorical"
@@ -81,7 +71,7 @@ class CategoricalSpec(_Strict):
     """Add a column for missing and unknown names, which are otherwise all zeros."""
 
 
-class PixelsSpec(_Strict):
+class PixelsSpec(Strict):
     """A column of images or other arrays of one shape; it must be the only feature."""
 
     kind: Literal["pixels"] = "pixels"
@@ -91,7 +81,7 @@ class PixelsSpec(_Strict):
 FeatureSpec = Annotated[NumericSpec | CategoricalSpec | PixelsSpec, Field(discriminator="kind")]
 
 
-class Numeric(_Strict):
+class Numeric(Strict):
     """A fitted column of numbers: (transform(v) − mean) / scale, then tails, then the missing flag."""
 
     kind: Literal["numeric"] = "numeric"
@@ -131,7 +121,7 @@ class Numeric(_Strict):
         return np.stack([z_N, *flags], axis=1).astype(np.float32)
 
 
-class Categorical(_Strict):
+class Categorical(Strict):
     """A column of names, one-hot in the order of `categories`."""
 
     kind: Literal["categorical"] = "categorical"
@@ -160,7 +150,7 @@ class Categorical(_Strict):
         return np.stack(hot, axis=1).astype(np.float32) if hot else np.empty((len(names_N), 0), np.float32)
 
 
-class Pixels(_Strict):
+class Pixels(Strict):
     """Arrays of one shape: (v − mean) / scale with one mean and scale for all entries."""
 
     kind: Literal["pixels"] = "pixels"
@@ -185,7 +175,7 @@ class Pixels(_Strict):
 Feature = Annotated[Numeric | Categorical | Pixels, Field(discriminator="kind")]
 
 
-class Preprocessing(_Strict):
+class Preprocessing(Strict):
     """How records become cases: everything that both sides must agree on, as plain data."""
 
     format: Literal[1] = 1

@@ -42,7 +42,7 @@ def call_roll(grid: Grid, proxy: Proxy, agreed: Mapping[str, int], timeout: floa
     Args:
         grid: Where the nodes are.
         proxy: The run's public cases.
-        agreed: The study's sites with the public sizes that they declared when it was agreed. A site that says
+        agreed: The study's sites with the public sizes that they declared when it was agreed. A site with
             another size now would give itself another weight. All are waited for, up to `PATIENCE` seconds.
         timeout: Seconds for each answer.
     """

@@ -11,28 +11,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from common.config import first_complaint
 from common.errors import ConfigError, UserError
 from common.preprocessing import FeatureSpec, Name, PixelsSpec
+from common.strict import Strict
 
 Count = Annotated[int, Field(ge=1)]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
-
-
-class SiteFile(_Section):
+class SiteFile(Strict):
     """What is public about a site, and, for whoever may open it, its file."""
 
     declared_size: Count
@@ -42,7 +32,7 @@ class SiteFile(_Section):
     """What the pooled file's site column calls this site, if not by its name."""
 
 
-class PooledFile(_Section):
+class PooledFile(Strict):
     """One file that holds all sites' records: in simulations."""
 
     file: str
@@ -52,7 +42,7 @@ class PooledFile(_Section):
     """What each site declares where records are dealt and the public part comes in files of its own."""
 
 
-class PublicFiles(_Section):
+class PublicFiles(Strict):
     """The public part as files of its own."""
 
     proxy: str
@@ -62,7 +52,7 @@ class PublicFiles(_Section):
     """Left out, a fifth of the test file (drawn by the seed) serves for choices and isn't tested on."""
 
 
-class PublicSample(_Section):
+class PublicSample(Strict):
     """The public part as a random part of the sites' files, drawn by the seed: in simulations."""
 
     proxy_size: Count
@@ -71,14 +61,14 @@ class PublicSample(_Section):
     test_size: Count
 
 
-class Group(_Section):
+class Group(Strict):
     """A column by which results are broken down; it needn't be a feature."""
 
     edges: tuple[float, ...] = ()
     """Rising edges of bands, for a column of numbers."""
 
 
-class Description(_Section):
+class Description(Strict):
     """A whole `data.toml`."""
 
     target: Name
@@ -89,8 +79,8 @@ class Description(_Section):
     """The column that says which records are of the same patient."""
     missing: tuple[str, ...] = ("", "NA", "NaN", "nan", "?")
     """How a missing value is written."""
-    groups: dict[Name, Group] = {}
-    sites: dict[SiteName, SiteFile] = {}
+    groups: dict[Name, Group] = Field(default_factory=dict)
+    sites: dict[SiteName, SiteFile] = Field(default_factory=dict)
     pooled: PooledFile | None = None
     public_files: PublicFiles | None = None
     public_sample: PublicSample | None = None

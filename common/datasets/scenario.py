@@ -46,7 +46,7 @@ class PublicData:
             labelled"; None where they aren't known.
         validation: Labelled cases for choices.
         test: Labelled cases for the report.
-        by_assumption: Whether these cases are a part of the same patients that the scenario takes to be public,
+        by_assumption: Whether these cases are part of the same patients that the scenario takes to be public,
             rather than public in fact.
     """
 
