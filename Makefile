@@ -40,6 +40,7 @@ lint: setup ## check style and types
 
 bench: setup ## time a round of both backends
 	@$(BIN)/python -m simulations.benchmarks.rounds
+	@$(BIN)/python -W ignore -m simulations.benchmarks.boundary
 
 clean: ## remove what was installed and cached; results in runs/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

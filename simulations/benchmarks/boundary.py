@@ -33,6 +33,7 @@ from client.served import ServedSite, open_site
 from common.config import RunConfig
 from common.datasets import load_public
 from common.datasets.scenario import PublicData
+from common.errors import UserError
 from common.messages import Release, Task, decode_answer
 from common.plan import plan_of
 from server.app import draw_up
@@ -162,7 +163,10 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=150)
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
-    cost = measure(options.rounds)
+    try:
+        cost = measure(options.rounds)
+    except UserError as error:  # Fashion-MNIST is not here
+        sys.exit(f"{error}")
     if options.json:
         sys.stdout.write(json.dumps(asdict(cost)) + "\n")
     else:
