@@ -49,28 +49,33 @@ def simulate(
     from simulations.simulate import simulate as run
 
     quiet_libraries()
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[news]}"),
         TimeElapsedColumn(),
         console=screen,
-    ) as progress:
-        bars: dict[int, TaskID] = {}
+    )
+    bars: dict[int, TaskID] = {}
 
-        def on_stage(seed: int, stage: str) -> None:
-            if stage == "rounds":
-                bars[seed] = progress.add_task(f"seed {seed}: rounds", total=config.schedule[0], news="")
-            else:
-                progress.update(bars[seed], description=f"seed {seed}: {stage}")
+    def on_stage(seed: int, stage: str) -> None:
+        progress.start()
+        if stage == "rounds":
+            bars[seed] = progress.add_task(f"seed {seed}: rounds", total=config.schedule[0], news="")
+        else:
+            progress.update(bars[seed], description=f"seed {seed}: {stage}")
 
-        def on_round(line: Round) -> None:
-            progress.update(bars[line.seed], completed=line.round, news=in_words(line))
+    def on_round(line: Round) -> None:
+        progress.update(bars[line.seed], completed=line.round, news=in_words(line))
 
+    try:
         summary = run(config, repetitions, backend, final, on_stage, on_round)  # type: ignore[arg-type]
         for seed, bar in bars.items():
             progress.update(bar, description=f"seed {seed}: done")
+    finally:
+        if bars:  # what was refused before the first round shows no bar
+            progress.stop()
     if as_json:
         sys.stdout.write(to_json(summary))
     else:
