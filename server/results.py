@@ -31,7 +31,7 @@ from common.summary import (
 )
 from server.admission import Admitted, Member
 from server.correspondence import Roll
-from server.report import render
+from server.report.page import render
 
 log = logging.getLogger("flwr")  # shows where a Flower user looks
 

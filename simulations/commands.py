@@ -44,7 +44,7 @@ def simulate(
     final = (out or Path(config.out) / (config.run_id or default_name(config))).absolute()
 
     from common.summary import Round, to_json
-    from server.report_terminal import results_table
+    from server.report.terminal import results_table
     from server.results import in_words
     from simulations.simulate import simulate as run
 

@@ -1,4 +1,4 @@
-"""A study with two hospitals whose custodians are founded, checked and served by the commands that people type.
+"""A study with two hospitals: their custodians are founded, checked and served by what people type.
 
 The server app and the courier are the real ones; only Flower's network between them is the in-process grid.
 """

@@ -26,8 +26,8 @@ from common.summary import (
     Summary,
     statistic,
 )
-from server.report import render
-from server.report_terminal import results_table
+from server.report.page import render
+from server.report.terminal import results_table
 
 HOSPITALS = {"cleveland": 167, "hungary": 162, "switzerland": 68, "va-long-beach": 110}
 

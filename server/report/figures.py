@@ -21,8 +21,8 @@ from matplotlib.markers import CARETLEFT
 from matplotlib.ticker import MaxNLocator
 
 from common.summary import Metrics, Statistic, Summary
-from server.report_words import at_most, metric_name, plain, score
-from server.verdict import Kind, Line, lines
+from server.report.verdict import Kind, Line, lines
+from server.report.words import at_most, metric_name, plain, score
 
 # Stand-ins that matplotlib writes into its file and `_inline` replaces by the page's variables. Never pure
 # black: matplotlib leaves that out of the file.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from common.summary import Bytes, Results, Summary, statistic
-from server.verdict import best_site, compare, lines, public_start, verdict
+from server.report.verdict import best_site, compare, lines, public_start, verdict
 
 SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.summary import Metrics, Statistic, Summary
-from server.report_words import SMALLEST_SHOWN, counted, metric_name, plain, points, score
+from server.report.words import SMALLEST_SHOWN, counted, metric_name, plain, points, score
 
 Kind = Literal["public", "sites", "federation", "pooled"]
 Standing = Literal["ahead", "level", "behind"]

@@ -3,7 +3,7 @@
 It stands in a module because the bundle that Flower sends carries code but no HTML. The page must open
 without a network: no script, no font, no picture from elsewhere, and a policy in its head that forbids the
 browser to fetch any. Every value is escaped by the engine; only the two pictures, which
-`server.report_figures` made, are markup.
+`server.report.figures` made, are markup.
 """
 
 STYLE = """

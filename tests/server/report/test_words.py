@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.summary import SitePrivacy, statistic
-from server import report_words as words
+from server.report import words
 
 
 def line(epsilon: float, unit: str = "record", horizon: str = "run") -> SitePrivacy:

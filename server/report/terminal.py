@@ -6,8 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common.summary import SitePrivacy, Summary
-from server import report_words as words
-from server.verdict import lines
+from server.report import words
+from server.report.verdict import lines
 
 
 def results_table(summary: Summary) -> Table:

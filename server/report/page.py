@@ -1,8 +1,8 @@
 """The report of a run: one HTML page that opens offline and that a physician can read.
 
 The page carries everything inside itself (styles, pictures, no script) and forbids the browser to fetch
-anything. What it says comes from the summary alone: `server.verdict` writes the words,
-`server.report_figures` draws, `server.report_template` holds the page, and this module prepares what the
+anything. What it says comes from the summary alone: `server.report.verdict` writes the words,
+`server.report.figures` draws, `server.report.template` holds the page, and this module prepares what the
 page shows. Names of sites and reasons came from elsewhere; the template engine escapes every string, so
 they can be shown and do nothing.
 """
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import jinja2
 
 from common.summary import Bytes, Round, SitePrivacy, Summary
-from server import report_words as words
-from server.report_figures import contenders_picture, rounds_picture
-from server.report_template import PAGE
-from server.verdict import Line, best_site, compare, lines, public_start, verdict
+from server.report import words
+from server.report.figures import contenders_picture, rounds_picture
+from server.report.template import PAGE
+from server.report.verdict import Line, best_site, compare, lines, public_start, verdict
 
 _MOST_ABSENCES = 60
 _REASON_LENGTH = 300
