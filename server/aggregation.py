@@ -75,6 +75,9 @@ def class_weighted(contributions: Sequence[Contribution], settings: Aggregation)
     cases, classes = contributions[0].logits_PC.shape
     total_PC, unseen_C = np.zeros((cases, classes)), (0,) * classes
     counts_KC = np.maximum([one.histogram_C or unseen_C for one in contributions], LEAST_COUNT)
+    # Who claims more cases than the size it declared gets no more say than that size.
+    weight_K1 = np.array([[one.weight] for one in contributions])
+    counts_KC = counts_KC * np.minimum(1.0, weight_K1 / counts_KC.sum(axis=1, keepdims=True))
     share_KC = counts_KC / counts_KC.sum(axis=0)
     for one, share_C in zip(contributions, share_KC, strict=True):
         total_PC += share_C * log_softmax(one.logits_PC.astype(np.float64), axis=1)

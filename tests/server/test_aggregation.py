@@ -44,6 +44,8 @@ def test_mean_is_weighted_by_declared_sizes(ensemble):
 @given(ensemble=ensembles())
 def test_class_weighted_asks_each_class_those_who_have_seen_it(ensemble):
     counts_KC = np.maximum([one.histogram_C for one in ensemble], 0.5)
+    for k, one in enumerate(ensemble):
+        counts_KC[k] *= min(1.0, one.weight / counts_KC[k].sum())
     naive = np.zeros_like(ensemble[0].logits_PC, dtype=np.float64)
     for k, one in enumerate(ensemble):
         exp = np.exp(one.logits_PC.astype(np.float64))
@@ -57,6 +59,15 @@ def test_one_hostile_site_cannot_carry_the_trimmed_mean_away(ensemble, size):
     honest = np.stack([one.logits_PC for one in ensemble])
     shaken = aggregate("trimmed-mean", [*ensemble, hostile], SETTINGS)
     assert (shaken <= honest.max(axis=0) + 1e-6).all() and (shaken >= honest.min(axis=0) - 1e-6).all()
+
+
+def test_a_forged_histogram_gives_no_more_say_than_the_declared_size():
+    honest = [
+        Contribution(f"s{k}", 3 * np.eye(3, dtype=np.float32), 1000.0, (300, 300, 400)) for k in range(4)
+    ]
+    forged = Contribution("z", np.tile(np.float32([9, 0, 0]), (3, 1)), 50.0, (2**31 - 1,) * 3)
+    ensemble_PC = aggregate("class-weighted", [*honest, forged], SETTINGS)
+    assert (ensemble_PC.argmax(axis=1) == [0, 1, 2]).all()
 
 
 def test_an_empty_ensemble_is_refused():
