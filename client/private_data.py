@@ -115,7 +115,11 @@ class PrivateRecords:
         if self._encoded is None or self._encoded[0] != proxy.digest:
             if self._parts is None:
                 records = self._read()
-                records = records.take(np.flatnonzero(records.target != ""))
+                usable = records.target != ""
+                if records.patients is not None:
+                    # Two records without an id may be one patient or two: they can be no unit of either kind.
+                    usable &= records.patients != ""
+                records = records.take(np.flatnonzero(usable))
                 held = self._hold_out.takes(records)
                 self._parts = records.take(~held), records.take(held)
             kept, held_out = (_encode(proxy.preprocessing, part) for part in self._parts)

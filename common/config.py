@@ -23,6 +23,7 @@ MOST_STEPS = 10_000
 """Rounds of a run, and private steps of a round, at most."""
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
+ClippingNorm = Annotated[float, Field(ge=1e-6, le=1e6)]  # float32 would round a denormal C up
 Amount = Annotated[float, Field(ge=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -102,7 +103,7 @@ class Privacy(Strict):
     """Target δ of the whole run."""
     unit: Literal["record", "patient"] = "record"
     """What is protected; `patient` needs a patient column."""
-    clipping_norm: Positive = 0.5
+    clipping_norm: ClippingNorm = 0.5
     """Largest 2-norm of one example's gradient."""
     sample_rate: SampleRate = 1.0
     """Poisson sampling rate of a private step; 1 takes every unit (full batch)."""

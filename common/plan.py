@@ -15,7 +15,18 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.accounting import DiscreteLaplace, Event, GaussianSteps, Guarantee, calibrate, epsilon
-from common.config import Delta, Epsilon, Fraction, Positive, RunConfig, SampleRate, Seed, Steps, Student
+from common.config import (
+    ClippingNorm,
+    Delta,
+    Epsilon,
+    Fraction,
+    Positive,
+    RunConfig,
+    SampleRate,
+    Seed,
+    Steps,
+    Student,
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")]
 Hex256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -64,7 +75,7 @@ class Plan(BaseModel):
     rounds: Steps
     steps_per_round: Steps
     sample_rate: SampleRate
-    clipping_norm: Positive
+    clipping_norm: ClippingNorm
     step_size: Positive
     epsilon: Epsilon
     delta: Delta

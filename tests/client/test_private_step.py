@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from client.noise import PrivateRandomness
-from client.private_step import StepSettings, Units, private_steps
+from client.private_step import SiteOptimizer, StepSettings, Units, private_steps
 
 LOSS = nn.functional.cross_entropy
 
@@ -127,3 +127,19 @@ def test_adding_a_unit_moves_the_sum_by_at_most_the_clipping_norm():
     private_steps(without_last, Units.group(phi[:-1] * 100, y[:-1], None), 1, step, LOSS, PrivateRandomness())
     moved = [one - other for one, other in zip(with_all.parameters(), without_last.parameters(), strict=True)]
     assert torch.sqrt(sum(part.square().sum() for part in moved)).item() <= 0.2 * (1 + 1e-4)
+
+
+def test_the_released_sum_lies_on_no_lattice_of_its_own():
+    # Noise near −0.25 has float32 neighbours at least 2^-26 apart. Were it added to a sum of 0.25 in float32, every
+    # result near zero would be a multiple of that, and show that somebody is there.
+    step = silent(noise_multiplier=1.0, clipping_norm=0.3, declared_size=1, step_size=1.0)
+    model = nn.Linear(5, 60_000)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    optimizer = SiteOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), step, PrivateRandomness())
+    model.bias.summed_grad = torch.full_like(model.bias, 0.25)
+    model.weight.summed_grad = torch.zeros_like(model.weight)
+    optimizer.add_noise()
+    small = model.bias.grad[model.bias.grad.abs() < 2.0**-6].double() * 2.0**26
+    assert len(small) > 100
+    assert (small != small.round()).double().mean() > 0.5
