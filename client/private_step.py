@@ -124,7 +124,7 @@ class SiteOptimizer(DPOptimizer):  # type: ignore[misc]
         """Add σ·C times hardened Gaussians to the clipped sum."""
         for parameter in self.params:
             draws = self.randomness.gaussian(parameter.numel()) * (self.noise_multiplier * self.max_grad_norm)
-            # Added in float64 and rounded once: a float32 sum would keep a lattice of its own under any noise.
+            # Added in float64 and rounded once: a float32 sum would keep its lattice under any noise.
             noised = parameter.summed_grad.double().reshape(-1) + torch.from_numpy(draws)
             parameter.grad = noised.reshape(parameter.shape).to(parameter.dtype)
 

@@ -130,8 +130,8 @@ def test_adding_a_unit_moves_the_sum_by_at_most_the_clipping_norm():
 
 
 def test_the_released_sum_lies_on_no_lattice_of_its_own():
-    # Noise near −0.25 has float32 neighbours at least 2^-26 apart. Were it added to a sum of 0.25 in float32, every
-    # result near zero would be a multiple of that, and show that somebody is there.
+    # Noise near −0.25 has float32 neighbours at least 2^-26 apart. Were it added to a sum of 0.25 in float32,
+    # every result near zero would be a multiple of that, and show that somebody is there.
     step = silent(noise_multiplier=1.0, clipping_norm=0.3, declared_size=1, step_size=1.0)
     model = nn.Linear(5, 60_000)
     nn.init.zeros_(model.weight)
