@@ -1,6 +1,7 @@
 """Commands that compose coordinator and sites on this machine."""
 
 import logging
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +40,7 @@ def simulate(
     """Run a federation on this machine, hold it against what it must beat, and write the results."""
     if backend not in ("inprocess", "ray"):
         raise UserError(f"--backend {backend!r} is refused: expected inprocess or ray")
+    sys.path.append(os.getcwd())  # the user's own `module:function` lies where the command is typed
     config = run_settings(scenario, run_config or [])
     repetitions = [config.seed] if seeds is None else parse_seeds(seeds)
     final = (out or Path(config.out) / (config.run_id or default_name(config))).absolute()

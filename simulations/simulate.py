@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from client.private_data import scenario_records
 from client.simulated import close_sites
 from common.config import RunConfig
 from common.datasets import load_public, sites
@@ -85,6 +86,8 @@ def check(config: RunConfig, seeds: Sequence[int]) -> None:
         seeded = config.model_copy(update={"seed": seed})
         public = load_public(seeded)
         check_run(seeded, public)
+        for site in sites(seeded):
+            scenario_records(seeded, site.name).for_schema_check([])  # refuses what can't be read
         # A scenario's public part and its sites' records come from one table.
         if config.privacy.unit == "patient" and public.test.patients is None:
             raise ConfigError("run config", "privacy.unit", "patient", "record: no column names the patients")

@@ -74,8 +74,8 @@ def _call(factory: str) -> object:
         raise ConfigError("run config", "data.factory", factory, expected)
     try:
         return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("run config", "data.factory", factory, f"{expected} ({error})") from None
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError("run config", "data.factory", factory, f"{expected} ({error})") from error
 
 
 def _classes(dataset: object, numbers: AnyArray, factory: str) -> tuple[str, ...]:
