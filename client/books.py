@@ -16,14 +16,14 @@ def verify(ledger: Ledger, log: ReleaseLog) -> Verdict:
     verdict = ledger.verify()
     if verdict.findings:
         return verdict
-    held = _held(ledger)
+    held, logged = _held(ledger), list(log.read())
     findings = tuple(
         f"{log.path}: on {line.when} a release of study {line.study}, round {line.round}, was sent "
         "that the ledger doesn't hold."
-        for line in log.read()
+        for line in logged
         if (line.study, line.round, line.sha256) not in held
     )
-    sent = {(line.study, line.round) for line in log.read()}
+    sent = {(line.study, line.round) for line in logged}
     words = f"Releases in the ledger: {len(held)}; sent, by the log of releases: {len(sent)}."
     return replace(verdict, findings=findings, guarantee=f"{verdict.guarantee} {words}")
 

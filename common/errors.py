@@ -23,16 +23,3 @@ class ConfigError(UserError):
         """Compose the one-line message."""
         self.where, self.key, self.value, self.expected = where, key, value, expected
         super().__init__(f"{where}: {key} = {value!r} is refused: expected {expected}")
-
-
-class MissingExtra(UserError):
-    """An optional dependency is not installed.
-
-    Args:
-        extra: Name of the extra that brings it.
-        needed_for: What the user asked for.
-    """
-
-    def __init__(self, extra: str, needed_for: str) -> None:
-        """Compose the message with the command that installs the extra."""
-        super().__init__(f'{needed_for} needs an extra: pip install -c constraints.txt -e ".[{extra}]"')

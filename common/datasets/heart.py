@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import RunConfig
 from common.datasets import pooled
-from common.datasets.scenario import PublicData, Scenario, SiteInfo, Sizes
+from common.datasets.scenario import Sizes
 from common.datasets.table import read_table
 from common.preprocessing import CategoricalSpec, FeatureSpec, NumericSpec
 from common.records import Records, bands
@@ -61,19 +60,4 @@ def _pool() -> pooled.Pool:
     return pooled.Pool(records, site_names, DECLARED, FEATURES, CLASSES, SIZES)
 
 
-def sites(config: RunConfig) -> tuple[SiteInfo, ...]:
-    """Return the four hospitals."""
-    return pooled.sites(_pool(), config)
-
-
-def load_public(config: RunConfig) -> PublicData:
-    """Return proxy, validation and test: random patients of all four hospitals."""
-    return pooled.load_public(_pool(), config)
-
-
-def load_private(config: RunConfig, site: str) -> Records:
-    """Return the other patients of one hospital."""
-    return pooled.load_private(_pool(), config, site)
-
-
-SCENARIO = Scenario(sites, load_public, load_private)
+SCENARIO = pooled.scenario(_pool)

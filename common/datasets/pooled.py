@@ -5,11 +5,11 @@ The sites are those that the table names (`data.partition = "natural"`), or the 
 site-2, ….
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.config import RunConfig
-from common.datasets.scenario import PublicData, SiteInfo, Sizes, chosen_sizes, public_data
+from common.datasets.scenario import PublicData, Scenario, SiteInfo, Sizes, chosen_sizes, public_data
 from common.errors import ConfigError, UserError
 from common.partition import Deal, by_column, dirichlet, iid, num_units, random_parts, whole_patients
 from common.preprocessing import FeatureSpec
@@ -39,6 +39,15 @@ class Pool:
     features: Sequence[FeatureSpec]
     classes: Sequence[str]
     sizes: Sizes
+
+
+def scenario(pool: Callable[[], Pool]) -> Scenario:
+    """Make a scenario of a pooled table, which is read with the first question."""
+    return Scenario(
+        sites=lambda config: sites(pool(), config),
+        load_public=lambda config: load_public(pool(), config),
+        load_private=lambda config, site: load_private(pool(), config, site),
+    )
 
 
 def sites(pool: Pool, config: RunConfig) -> tuple[SiteInfo, ...]:
