@@ -6,7 +6,6 @@ the ledger has charged what the answer admits and never more than the caps; and 
 serving.
 """
 
-import json
 import os
 import pickle
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from pydantic_core import to_json
 from safetensors.numpy import save
 
 from client.connection import OPTIONS
@@ -99,7 +99,7 @@ def changed(plan: Plan, **changes: object) -> bytes:
     """A plan's canonical JSON with values put in their places, whether a plan may have them or not."""
     text = plan.canonical().decode()
     for key, value in changes.items():
-        written = f'"{key}":{json.dumps(value)}'
+        written = f'"{key}":{to_json(value).decode()}'  # numbers as canonical JSON has them
         text, found = re.subn(rf'"{key}":("[^"]*"|[^,}}]*)', lambda _, new=written: new, text, count=1)
         text = text if found else f"{text[:-1]},{written}}}"
     return text.encode()
@@ -313,11 +313,19 @@ def test_an_old_head_is_known_and_an_extreme_but_allowed_task_makes_an_ordinary_
             {"temperature": 1e-300},
             {"temperature": 1e6, "alpha": 0.0},
             {"model": "mlp", "learning_rate": 1e6, "epochs": 3},
-            {"clipping_norm": 1e-300},
+            {"clipping_norm": 1e-6},
         )
     ):
         plan = changed(attack.hospital.plan(study=f"odd-{number}", epsilon=0.01), **changes)
         assert attack.ask("Learn", forged(attack.hospital, plan, 1)) == "release"
+
+
+@pytest.mark.parametrize("clipping_norm", [1e-300, 0.51 * 2.0**-149, 0.99e-6])
+def test_a_clipping_norm_that_float32_would_round_up_is_refused_and_charges_nothing(attack, clipping_norm):
+    before = entries(attack)
+    plan = changed(attack.hospital.plan(study="denormal", epsilon=0.01), clipping_norm=clipping_norm)
+    assert attack.ask("Learn", forged(attack.hospital, plan, 1)) == "malformed"
+    assert entries(attack) == before
 
 
 def test_renamed_studies_run_into_the_lifetime_cap(attack):

@@ -15,7 +15,7 @@ from common.distillation import build_learner
 from common.errors import UserError
 from common.preprocessing import NumericSpec, Preprocessing
 from common.proxy import Proxy
-from common.records import Records
+from common.records import Records, concatenate
 
 
 def patients(records: int, of: int | None = None, seed: int = 0, scale: float = 1.0) -> Records:
@@ -152,3 +152,18 @@ def test_a_simulated_site_reads_its_own_share():
     for site in sites(config):
         units = scenario_records(config, site.name).for_private_step(public, learner(public), "record")
         assert len(units.y_N) == len(load_private(config, site.name))
+
+
+def test_records_without_a_patient_id_are_nobodys_and_change_nothing():
+    # Together they would be one unit, and one more of them would take another's place in a draw.
+    known = patients(20, of=6)
+    nameless = [
+        Records({"a": np.zeros(n), "b": np.ones(n)}, np.full(n, "yes"), np.full(n, ""), {}) for n in (1, 3)
+    ]
+    public = proxy()
+    alone = PrivateRecords(lambda: known).for_private_step(public, learner(public), "patient")
+    for more in nameless:
+        both = concatenate([known, more])
+        units = PrivateRecords(lambda both=both: both).for_private_step(public, learner(public), "patient")
+        assert torch.equal(units.phi_ND, alone.phi_ND) and torch.equal(units.y_N, alone.y_N)
+        assert (units.count_U == alone.count_U).all()
