@@ -239,7 +239,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     return flat
 
 
-def first_complaint(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:
+def first_complaint(error: ValidationError, where: str, known: Collection[str] = ()) -> UserError:
     """Turn pydantic's first complaint into one line in the user's terms.
 
     Args:
@@ -249,6 +249,8 @@ def first_complaint(error: ValidationError, where: str, known: Collection[str] =
     """
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return UserError(f"{where}: {key} is missing")
     expected = _EXPECTED.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     expected = expected.removeprefix("Input should be ")
     if first["type"].startswith(("greater_than", "less_than")):
@@ -260,8 +262,10 @@ def first_complaint(error: ValidationError, where: str, known: Collection[str] =
 
 _EXPECTED = {
     "extra_forbidden": "a key that exists",
-    "missing": "a value (it is missing)",
     "model_type": "a section with keys of its own",
+    "dict_type": "a section with keys of its own",
+    "tuple_type": "a list in [brackets]",
+    "list_type": "a list in [brackets]",
     "string_pattern_mismatch": "a name of letters, digits, '.', '_' and '-'",
     "string_too_long": "a shorter name",
 }

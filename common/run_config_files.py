@@ -10,6 +10,9 @@ from pathlib import Path
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError, UserError
 
+INPUTS = ("data.description", "data.folder", "teacher.path")
+"""Keys that name what a run reads: in a TOML file, relative to that file; else to the working directory."""
+
 
 def read_run_config(sources: Sequence[str]) -> RunConfig:
     """Put a run's configuration together; later sources win over earlier ones, all over the defaults.
@@ -41,7 +44,14 @@ def _read(source: str) -> tuple[str, dict[str, Scalar]]:
         expected = "valid TOML" if is_file else pairs
         raise UserError(f"--run-config {source!r}: expected {expected} ({error})") from None
     where = source if is_file else "--run-config"
-    return where, dict(_leaves(tree, where))
+    values = dict(_leaves(tree, where))
+    return where, _beside(Path(source).parent, values) if is_file else values
+
+
+def _beside(folder: Path, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Read the paths of input files that a file names as relative to its own folder."""
+    found = {key: value for key in INPUTS if isinstance(value := values.get(key), str) and value}
+    return {**values, **{key: str(folder / value) for key, value in found.items()}}
 
 
 def _as_toml(pairs: str) -> str:

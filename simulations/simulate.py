@@ -102,7 +102,13 @@ def run_once(config: RunConfig, backend: Backend, log_file: Path) -> None:
         finally:
             close_sites()
     else:
-        run_ray(find_project(), flat, nodes, log_file)
+        try:
+            run_ray(find_project(), flat, nodes, log_file)
+        except UserError:
+            raise  # it names the log
+        except BaseException:  # Ctrl-C
+            log_file.unlink(missing_ok=True)
+            raise
         log_file.unlink()
 
 

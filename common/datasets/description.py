@@ -113,10 +113,8 @@ def read_description(path: Path) -> Description:
 def _refusal(error: ValidationError, where: str) -> UserError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return UserError(f"{where}: {key} is missing")
     if first["type"] == "extra_forbidden":
-        return ConfigError(where, key, first["input"], "no such key (common/datasets/own.py has an example)")
+        return ConfigError(where, key, first["input"], "no such key (docs/own-data.md lists them)")
     return first_complaint(error, where)
 
 

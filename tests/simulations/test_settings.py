@@ -30,6 +30,20 @@ def test_a_scenario_may_be_a_file_of_ones_own(tmp_path):
     assert (config.scenario, config.num_rounds) == ("thyroid", 3)
 
 
+def test_an_override_may_not_change_the_scenario_that_was_named():
+    with pytest.raises(UserError, match=r"'thyroid' is refused: 'heart' was asked for.*simulate thyroid"):
+        run_settings("heart", ['scenario="thyroid"'])
+
+
+def test_a_files_input_paths_are_beside_it_and_a_pairs_in_the_working_directory(tmp_path):
+    study = tmp_path / "study.toml"
+    study.write_text('scenario = "own"\nout = "runs"\n[data]\ndescription = "data.toml"\nfolder = "/tables"\n')
+    config = run_settings(str(study), [])
+    assert (config.data.description, config.data.folder) == (str(tmp_path / "data.toml"), "/tables")
+    assert config.out == "runs"
+    assert run_settings("own", ['data.description="data.toml"']).data.description == "data.toml"
+
+
 @pytest.mark.parametrize(
     "pairs",
     [
