@@ -32,8 +32,9 @@ def run_settings(scenario: str, overrides: Sequence[str]) -> RunConfig:
     config = read_run_config([_scenario_file(scenario), *overrides])
     if scenario in scenario_names() and config.scenario != scenario:
         raise UserError(
-            f"--run-config: scenario = {config.scenario!r} is refused: {scenario!r} was asked for, and its other "
-            f"settings would stay. To run another scenario, name it: grandrounds simulate {config.scenario}"
+            f"--run-config: scenario = {config.scenario!r} is refused: {scenario!r} was asked for, and its "
+            f"other settings would stay. To run another scenario, name it: "
+            f"grandrounds simulate {config.scenario}"
         )
     return config
 

@@ -238,7 +238,8 @@ peak memory {{ '{:,.0f}'.format(summary.peak_memory_mib) }} MiB.</p>
 <div class="scroll"><table>
 <caption>Sites, the sizes that they declared in public (not their true numbers of cases), and the rounds
 that they answered</caption>
-<thead><tr>{{ col('Site') }}{{ num('Declared size') }}{{ num('Rounds answered' if seeds == 1 else 'Rounds answered, all repetitions') }}</tr></thead>
+<thead><tr>{{ col('Site') }}{{ num('Declared size') }}
+{{ num('Rounds answered' if seeds == 1 else 'Rounds answered, all repetitions') }}</tr></thead>
 <tbody>
 {% for one in attendance %}
 <tr>{{ row(one.site) }}{{ figure(one.declared_size) }}{{ figure(one.answered) }}</tr>

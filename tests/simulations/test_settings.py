@@ -37,7 +37,9 @@ def test_an_override_may_not_change_the_scenario_that_was_named():
 
 def test_a_files_input_paths_are_beside_it_and_a_pairs_in_the_working_directory(tmp_path):
     study = tmp_path / "study.toml"
-    study.write_text('scenario = "own"\nout = "runs"\n[data]\ndescription = "data.toml"\nfolder = "/tables"\n')
+    study.write_text(
+        'scenario = "own"\nout = "runs"\n[data]\ndescription = "data.toml"\nfolder = "/tables"\n'
+    )
     config = run_settings(str(study), [])
     assert (config.data.description, config.data.folder) == (str(tmp_path / "data.toml"), "/tables")
     assert config.out == "runs"
