@@ -7,8 +7,10 @@ constants, and stay in this process's memory.
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,12 +21,15 @@ from client.noise import PrivateRandomness
 from client.private_step import Units
 from common.config import RunConfig
 from common.datasets import load_private
+from common.datasets.files import Complain
 from common.datasets.own import check_schema, read_site_records
 from common.distillation import Learner
 from common.errors import UserError
 from common.preprocessing import Preprocessing
 from common.proxy import Proxy
 from common.records import Cases, Records
+
+log = logging.getLogger("grandrounds.custodian")
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,25 @@ NOBODY_HELD_OUT = HoldOut(b"", 0.0)
 
 def scenario_records(config: RunConfig, site: str, hold_out: HoldOut = NOBODY_HELD_OUT) -> "PrivateRecords":
     """The records that a simulation deals to one of its sites."""
-    return PrivateRecords(lambda: load_private(config, site), hold_out)
+    return PrivateRecords(lambda _: load_private(config, site), hold_out)
 
 
 def described_records(description: str, site: str, hold_out: HoldOut = NOBODY_HELD_OUT) -> "PrivateRecords":
     """The records that a hospital's own description file names."""
-    return PrivateRecords(lambda: read_site_records(description, site), hold_out)
+    return PrivateRecords(partial(read_site_records, description, site), hold_out)
 
 
 class PrivateRecords:
     """A site's records, read lazily and only through the named readers."""
 
-    def __init__(self, read: Callable[[], Records], hold_out: HoldOut = NOBODY_HELD_OUT) -> None:
-        """Remember how to read; nothing is opened yet."""
+    def __init__(self, read: Callable[[Complain], Records], hold_out: HoldOut = NOBODY_HELD_OUT) -> None:
+        """Remember how to read; nothing is opened yet.
+
+        Args:
+            read: Reads the records; what it gets is to be told of faults of single ones, which must change
+                nothing about the others.
+            hold_out: Who is kept from training.
+        """
         self._read = read
         self._hold_out = hold_out
         self._parts: tuple[Records, Records] | None = None
@@ -102,19 +113,21 @@ class PrivateRecords:
         return _noisy(np.array([right, len(taken) - right]), epsilon, randomness)
 
     def for_schema_check(self, preprocessings: Sequence[Preprocessing]) -> list[str]:
-        """Complaints about columns and types, if the records can be read at all; they quote no value.
+        """Complaints about records, columns and types, if they can be read at all; they quote no value.
 
         Raises:
             UserError: if the records can't be read as their description says.
         """
-        records = self._read()
-        return [complaint for one in preprocessings for complaint in check_schema(records, one)]
+        complaints: list[str] = []
+        records = self._read(complaints.append)
+        return complaints + [fault for one in preprocessings for fault in check_schema(records, one)]
 
     def _cases(self, proxy: Proxy) -> tuple[Cases, Cases]:
         """The labelled cases to train on, and those that are held out."""
         if self._encoded is None or self._encoded[0] != proxy.digest:
             if self._parts is None:
-                records = self._read()
+                # Whether one patient's record is broken must not show in the others' lesson.
+                records = self._read(_log_fault)
                 usable = records.target != ""
                 if records.patients is not None:
                     # Two records without an id may be one patient or two: they can be no unit of either kind.
@@ -133,13 +146,19 @@ class Nobody(PrivateRecords):
 
     def __init__(self) -> None:
         """There is nothing to read."""
-        super().__init__(lambda: Records(columns={}, target=np.empty(0, dtype=str), patients=None, groups={}))
+        super().__init__(
+            lambda _: Records(columns={}, target=np.empty(0, dtype=str), patients=None, groups={})
+        )
 
     def _cases(self, proxy: Proxy) -> tuple[Cases, Cases]:
         x = np.empty((0, *proxy.preprocessing.case_shape), dtype=np.float32)
         nobody = np.empty(0, dtype=np.int64)
         nothing = Cases(x=x, y=nobody, patients=nobody, groups={})
         return nothing, nothing
+
+
+def _log_fault(complaint: str) -> None:
+    log.warning("%s; what can't be read counts as missing, a record without a label as absent", complaint)
 
 
 def _encode(preprocessing: Preprocessing, records: Records) -> Cases:

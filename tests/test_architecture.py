@@ -51,7 +51,7 @@ def test_only_one_module_opens_private_records():
 
 
 def test_the_courier_needs_neither_torch_nor_opacus_nor_data():
-    heavy = ["torch", "opacus", "pandas", "dp_accounting", "client.private_data"]
+    heavy = ["torch", "opacus", "pyarrow", "dp_accounting", "client.private_data"]
     program = f"import sys, client.app; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -73,7 +73,7 @@ from common.config import RunConfig
 from common.datasets import pooled
 from common.datasets.description import Description, PooledFile, PublicFiles, read_description
 from common.datasets.factory import pool_from
-from common.datasets.files import Table, read_table
+from common.datasets.files import Complain, Table, read_table, refuse
 from common.datasets.scenario import PublicData, Scenario, SiteInfo, Sizes, public_data
 from common.errors import ConfigError, UserError
 from common.preprocessing import check_schema
@@ -150,7 +150,7 @@ def load_private(config: RunConfig, site: str) -> Records:
 SCENARIO = Scenario(sites, load_public, load_private)
 
 
-def read_site_records(description: str | Path, site: str) -> Records:
+def read_site_records(description: str | Path, site: str, complain: Complain = refuse) -> Records:
     """Return a site's records as its own description has them: what a custodian serves.
 
     Nothing is drawn and nothing dealt, so a description with a [public-sample] is refused: its proxy would be
@@ -159,6 +159,7 @@ def read_site_records(description: str | Path, site: str) -> Records:
     Args:
         description: Path of the site's `data.toml`; `file` under its [sites.NAME] is what is read.
         site: Its name there.
+        complain: Is told what single records get wrong (`common.datasets.files.read_table`).
 
     Raises:
         UserError: naming file, key, column or line; it quotes no value of any record.
@@ -169,7 +170,7 @@ def read_site_records(description: str | Path, site: str) -> Records:
         raise UserError(
             f"{path}: [public-sample] is for simulations: it would publish records that are private"
         )
-    return _site_records(path, described, site)
+    return _site_records(path, described, site, complain)
 
 
 def _described(config: RunConfig) -> tuple[Path, Description]:
@@ -214,7 +215,6 @@ def _sampled(path: Path, stamps: tuple[int, ...]) -> pooled.Pool:
         parts = [_site_records(path, description, name) for name in description.sites]
         records = concatenate(parts)
         site_names = np.repeat(list(description.sites), [len(part) for part in parts])
-    _check_labels(path, description, records)
     labelled = records.target != ""
     return pooled.Pool(
         records=records.take(labelled),
@@ -231,21 +231,24 @@ def _sampled(path: Path, stamps: tuple[int, ...]) -> pooled.Pool:
     )
 
 
-def _site_records(path: Path, description: Description, site: str) -> Records:
+def _site_records(path: Path, description: Description, site: str, complain: Complain = refuse) -> Records:
     if site not in description.sites:
         raise UserError(f"{path}: there is no [sites.{site}]; there are {', '.join(description.sites)}")
     if description.pooled:
-        table = _read_pooled(path, description, description.pooled)
+        table = _read_pooled(path, description, description.pooled, complain)
         if table.site_labels is None:
             raise UserError(f"{path}: [pooled] names no site-column, so no record is known to be {site}'s")
         return table.records.take(_names_of(description, table.site_labels) == site)
     if not description.sites[site].file:
         raise UserError(f"{path}: [sites.{site}] names no file")
-    return read_table(_file(path, description.sites[site].file), description).records
+    return read_table(_file(path, description.sites[site].file), description, complain=complain).records
 
 
-def _read_pooled(path: Path, description: Description, pooled_file: PooledFile) -> Table:
-    return read_table(_file(path, pooled_file.file), description, site_column=pooled_file.site_column)
+def _read_pooled(
+    path: Path, description: Description, pooled_file: PooledFile, complain: Complain = refuse
+) -> Table:
+    file, site_column = _file(path, pooled_file.file), pooled_file.site_column
+    return read_table(file, description, site_column=site_column, complain=complain)
 
 
 def _names_of(description: Description, labels: AnyArray) -> AnyArray:
@@ -260,7 +263,6 @@ def _public_table(
     path: Path, description: Description, file: str, *, optional_target: bool = False
 ) -> Records:
     records = read_table(_file(path, file), description, optional_target=optional_target).records
-    _check_labels(_file(path, file), description, records)
     if len(records) == 0:
         raise UserError(f"{_file(path, file)} has no records")
     return records
@@ -290,15 +292,6 @@ def _part(records: Records, config: RunConfig, key: str, size: int) -> Records:
 
 def _labelled(records: Records) -> Records:
     return records.take(records.target != "")
-
-
-def _check_labels(path: Path, description: Description, records: Records) -> None:
-    wrong = np.flatnonzero(~np.isin(records.target, [*description.classes, ""]))
-    if len(wrong):
-        expected = ", ".join(description.classes)
-        raise UserError(
-            f"{path}: column {description.target!r}, record {wrong[0] + 1}: none of the classes {expected}"
-        )
 
 
 def _refuse_sizes(config: RunConfig) -> None:

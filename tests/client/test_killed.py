@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NURSERY = """
 import os, signal, sys
 from pathlib import Path
-import pandas, torch, torch._dynamo  # what a first lesson would import
+import torch, torch._dynamo  # what a first lesson would import
 from client import student
 from client.policy import read_policy
 from client.private_data import PrivateRecords

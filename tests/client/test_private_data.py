@@ -38,7 +38,7 @@ class Counted:
     def __init__(self, records: Records) -> None:
         self.records, self.times = records, 0
 
-    def __call__(self) -> Records:
+    def __call__(self, complain: object) -> Records:
         self.times += 1
         return self.records
 
@@ -161,9 +161,9 @@ def test_records_without_a_patient_id_are_nobodys_and_change_nothing():
         Records({"a": np.zeros(n), "b": np.ones(n)}, np.full(n, "yes"), np.full(n, ""), {}) for n in (1, 3)
     ]
     public = proxy()
-    alone = PrivateRecords(lambda: known).for_private_step(public, learner(public), "patient")
+    alone = PrivateRecords(lambda _: known).for_private_step(public, learner(public), "patient")
     for more in nameless:
         both = concatenate([known, more])
-        units = PrivateRecords(lambda both=both: both).for_private_step(public, learner(public), "patient")
+        units = PrivateRecords(lambda _, both=both: both).for_private_step(public, learner(public), "patient")
         assert torch.equal(units.phi_ND, alone.phi_ND) and torch.equal(units.y_N, alone.y_N)
         assert (units.count_U == alone.count_U).all()

@@ -71,7 +71,7 @@ def enrol(plan: Plan, architecture: Architecture = ARCHITECTURES[0], site: str =
 
 
 def lesson(student: Student, asked: Task, records=None, declared: int = 60, randomness=None):
-    records = records or PrivateRecords(lambda: patients(60, 1))
+    records = records or PrivateRecords(lambda _: patients(60, 1))
     return student.private_lesson(asked, records, declared, randomness or Silent())
 
 
@@ -143,7 +143,7 @@ def test_students_of_one_architecture_differ_by_site_only_in_public_seeds():
 
 def test_a_histogram_is_bought_in_the_first_round_and_balances_the_loss():
     plan = make_plan(method="oneshot", num_rounds=200, privacy__clipping_norm=5.0)
-    uneven = PrivateRecords(lambda: patients(60, 1, ill=0.9))
+    uneven = PrivateRecords(lambda _: patients(60, 1, ill=0.9))
     balanced = lesson(enrol(plan), task(plan, scale=0.0), uneven)
     (counts,) = balanced.bought.values()
     assert set(balanced.bought) == {LABEL_HISTOGRAM} and sum(counts) == 60 and counts[1] > 45

@@ -274,11 +274,11 @@ def test_contradictions_are_refused(tmp_path: Path, find: str, put: str, expecte
             lambda table: table.astype({"age": str}).replace(
                 {"age": {table["age"].astype(str)[3]: "SECRET"}}
             ),
-            r"proxy.csv: column 'age', record \d+: not a number",
+            r"proxy.csv: column 'age', line 5: not a number",
         ),
         (
             lambda table: table.assign(died="SECRET"),
-            r"proxy.csv: column 'died', record 1: none of the classes no, yes",
+            r"proxy.csv: column 'died', line 2 and 19 more: none of the classes no, yes",
         ),
         (lambda table: table.head(0), r"proxy.csv has no records"),
     ],

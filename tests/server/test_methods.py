@@ -72,7 +72,7 @@ def test_descent_with_linear_students_is_federated_sgd_in_the_space_of_weights(m
         said = []
         for site, student in students.items():
             opinion = student.private_lesson(
-                task, PrivateRecords(lambda site=site: records[site]), declared[site], Silent()
+                task, PrivateRecords(lambda _, site=site: records[site]), declared[site], Silent()
             )
             said.append(Contribution(site, opinion.logits_PC, declared[site]))
         state = METHODS["descent"].advance(state, aggregate("mean", said, config.aggregation), number, config)
@@ -164,6 +164,6 @@ def test_a_student_that_speaks_of_itself_and_one_that_speaks_of_its_movement():
         student = Student.enrol(plan, proxy, Architecture("linear"), "site")
         task = Task(plan, 1, np.arange(40, dtype=np.int32), log_soft_labels(cases.x[:, :2], 2.0))
         before_PC = student.study_soft_labels(task)
-        opinion = student.private_lesson(task, PrivateRecords(lambda: patients(50, 1)), 50, Silent())
+        opinion = student.private_lesson(task, PrivateRecords(lambda _: patients(50, 1)), 50, Silent())
         said[method] = opinion.logits_PC
     np.testing.assert_allclose(said["fedmd"], said["descent"] + centred(before_PC), atol=1e-5)
