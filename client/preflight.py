@@ -115,6 +115,25 @@ def _memory(policy: ServedPolicy) -> str:
     return f"{largest} may need {needed >> 20} MiB of {available >> 20}"
 
 
+def _models(policy: ServedPolicy) -> str:
+    from common.models import build, private_ready
+
+    named = [*policy.allow.models, *([policy.student.model] if policy.student else [])]
+    own = [*dict.fromkeys(name for name in named if ":" in name)]
+    proxies = list(shelf_of(policy).all_proxies())
+    for name in own:
+        for proxy in proxies:
+            shape, classes = proxy.preprocessing.case_shape, len(proxy.preprocessing.classes)
+            try:
+                private_ready(build(name, shape, classes, seed=0, allowed_paths=own), shape)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+    if not own:
+        return "none by import path"
+    tried = "keep cases apart when tried, which is no proof" if proxies else "no public set to try them on"
+    return f"{', '.join(own)}: {tried}"
+
+
 def _available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -197,6 +216,7 @@ def _reach(address: str, authority: str) -> str:
 CHECKS: dict[str, Callable[[ServedPolicy], str]] = {
     "data": _data,
     "memory": _memory,
+    "models": _models,
     "ledger": _ledger,
     "clock": _clock,
     "socket": _door,

@@ -106,11 +106,19 @@ class SiteOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self.randomness = randomness
+        self.examples = 0
 
     def clip_and_accumulate(self) -> None:
-        """Zero the examples with a non-finite gradient anywhere, then clip and sum."""
+        """Zero the examples with a non-finite gradient anywhere, then clip and sum.
+
+        Raises:
+            RuntimeError: if there isn't one gradient for each of `examples`: then clipping would bound
+                something else than an example.
+        """
         finite_B: Tensor | None = None
         for gradient in self.grad_samples:
+            if len(gradient) != self.examples:
+                raise RuntimeError(f"{len(gradient)} gradients for {self.examples} examples")
             finite = torch.isfinite(gradient.flatten(1)).all(dim=1)
             finite_B = finite if finite_B is None else finite_B & finite
         if finite_B is not None and not bool(finite_B.all()):
@@ -163,6 +171,7 @@ def private_steps(
             for piece in pieces:
                 index = torch.from_numpy(piece)
                 loss(trained(units.phi_ND[index]), units.y_N[index]).backward()
+                optimizer.examples = len(piece)
                 optimizer.signal_skip_step(piece is not pieces[-1])
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

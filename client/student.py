@@ -53,7 +53,7 @@ class Student:
         learner = build_learner(
             architecture, proxy, seeds.torch_seed(plan.seed, "student", site), allowed_paths
         )
-        learner = Learner(learner.features, private_ready(learner.model))
+        learner = Learner(learner.features, private_ready(learner.model, learner.features.shape))
         return cls(proxy, learner, learner.state())
 
     def restart(self, state: bytes | None) -> None:

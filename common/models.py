@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import ConfigError, UserError
+from common.fitness import require_cases_apart
 
 log = logging.getLogger(__name__)
 
@@ -273,25 +274,29 @@ def _split(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
 # ---- Private training --------------------------------------------------------------------------------------
 
 
-def private_ready(model: nn.Module) -> nn.Module:
+def private_ready(model: nn.Module, case_shape: CaseShape) -> nn.Module:
     """Return a copy that may be trained in private, in training mode.
 
     Batch normalisation becomes group normalisation and forgets its running statistics. Opacus would do that
     too, but it overlooks subclasses and layers without weights of their own, which mix a batch just the
-    same. What else mixes cases or remembers them is refused.
+    same. What else mixes cases or remembers them is refused, by its layers and then by a trial
+    (`common.fitness`).
 
     Args:
         model: Any model; it is left as it is.
+        case_shape: Shape of what it takes for one case.
 
     Raises:
-        UserError: naming the first layer that is not fit.
+        UserError: naming the first layer that is not fit, or what the trial found.
     """
     from opacus.validators import ModuleValidator  # slow to import, and only who trains in private needs it
 
     fit = copy.deepcopy(model).train()
     for name, layer in _batch_norms(fit):
         channels = layer.num_features
-        fit = _replaced(fit, name, nn.GroupNorm(math.gcd(32, channels), channels, affine=layer.affine))
+        # A channel of a flat case is one number, and a group of one number is always normalised to zero.
+        groups = 1 if isinstance(layer, nn.BatchNorm1d) else math.gcd(32, channels)
+        fit = _replaced(fit, name, nn.GroupNorm(groups, channels, affine=layer.affine))
         log.info("layer %s: GroupNorm takes the place of %s for private training", name, type(layer).__name__)
     for name, layer in fit.named_modules():
         complaints = ModuleValidator.VALIDATORS.get(type(layer), lambda _: [])(layer)
@@ -301,6 +306,7 @@ def private_ready(model: nn.Module) -> nn.Module:
         if complaints:
             what = f"layer {name or 'itself'} ({type(layer).__name__})"
             raise UserError(f"{what} can't be trained in private: {complaints[0]}")
+    require_cases_apart(fit, case_shape)
     return fit
 
 

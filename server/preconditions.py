@@ -14,7 +14,7 @@ def check(config: RunConfig, public: PublicData) -> None:
     """Refuse a run that can't end well.
 
     Raises:
-        UserError: naming the key that is wrong, or the layer of a student that can't be trained in private.
+        UserError: naming the key that is wrong, or what keeps a student from being trained in private.
     """
     method_of(config)
     choose_cases(config, len(public.proxy))
@@ -54,4 +54,4 @@ def _check_models(config: RunConfig, public: PublicData) -> None:
             learners[part] = learner_of(config, public.proxy, settings)
         except ConfigError as error:
             raise ConfigError("run config", f"{part}.{error.key}", error.value, error.expected) from None
-    private_ready(learners["student"].model)
+    private_ready(learners["student"].model, learners["student"].features.shape)

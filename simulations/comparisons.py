@@ -114,7 +114,8 @@ def untaught(config: RunConfig, public: PublicData) -> Teacher:
     """The proposed student with its views of the public cases, ready for private steps."""
     cases_P = choose_cases(config, len(public.proxy))
     student = Teacher.open(config, public, cases_P, config.student)
-    student.learner = Learner(student.learner.features, private_ready(student.learner.model))
+    features = student.learner.features
+    student.learner = Learner(features, private_ready(student.learner.model, features.shape))
     return student
 
 

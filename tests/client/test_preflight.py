@@ -25,7 +25,7 @@ def keep_proxy(hospital) -> None:
 def test_a_sound_site_passes_and_nothing_is_spent(hospital):
     keep_proxy(hospital)
     found = findings(hospital)
-    assert list(found) == ["policy", "data", "memory", "ledger", "clock", "socket"]
+    assert list(found) == ["policy", "data", "memory", "models", "ledger", "clock", "socket"]
     assert all(finding.passed for finding in found.values()), found
     assert "public sets that the columns fit: 1" in found["data"].says
     with hospital.open() as site:
@@ -103,6 +103,29 @@ def test_a_model_that_does_not_fit_in_memory_is_named(hospital, monkeypatch):
     assert not memory.passed and "mlp may need" in memory.says and "[student]" in memory.says
 
 
+def test_a_model_that_mixes_cases_is_named_before_it_serves(hospital, monkeypatch):
+    keep_proxy(hospital)
+    (hospital.folder / "our_models.py").write_text(
+        "from torch import nn\n"
+        "class Plain(nn.Module):\n"
+        "    def __init__(self, case_shape, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.head = nn.Linear(*case_shape, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(x)\n"
+        "class Centred(Plain):\n"
+        "    def forward(self, x):\n"
+        "        return self.head(x - x.mean(0))\n"
+    )
+    monkeypatch.syspath_prepend(hospital.folder)
+    hospital.amend({'models = ["linear"': 'models = ["our_models:Plain", "linear"'})
+    sound = findings(hospital)["models"]
+    assert sound.passed and "our_models:Plain: keep cases apart" in sound.says
+    hospital.amend({"our_models:Plain": "our_models:Centred"})
+    found = findings(hospital)["models"]
+    assert not found.passed and "our_models:Centred: Centred can't be trained in private" in found.says
+
+
 def test_a_clock_that_goes_back_is_noticed(hospital, monkeypatch):
     class Tomorrow(datetime):
         @classmethod
@@ -164,7 +187,7 @@ def test_a_coordinator_that_cannot_be_reached(hospital):
 def test_the_command_prints_a_line_each_and_its_exit_code_says_it_all(hospital):
     sound = hospital.run("check")
     assert sound.returncode == 0, sound.stderr
-    assert sound.stdout.count("pass") == 6
+    assert sound.stdout.count("pass") == 7
     (hospital.folder / "patients.csv").unlink()
     broken = hospital.run("check")
     assert broken.returncode == 1

@@ -143,3 +143,23 @@ def test_the_released_sum_lies_on_no_lattice_of_its_own():
     small = model.bias.grad[model.bias.grad.abs() < 2.0**-6].double() * 2.0**26
     assert len(small) > 100
     assert (small != small.round()).double().mean() > 0.5
+
+
+class Folding(nn.Module):
+    """Makes two rows of each example, so that clipping bounds each half by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 3)
+
+    def forward(self, phi):
+        return self.inner(torch.cat([phi, -phi])).reshape(2, len(phi), 3).mean(0)
+
+
+def test_gradients_that_are_not_one_an_example_are_refused_before_they_are_summed():
+    phi, y = examples(6)
+    model = Folding()
+    before = [weight.detach().clone() for weight in model.parameters()]
+    with pytest.raises(RuntimeError, match="12 gradients for 6 examples"):
+        private_steps(model, Units.group(phi, y, None), 1, silent(), LOSS, PrivateRandomness())
+    assert all(torch.equal(old, weight) for old, weight in zip(before, model.parameters(), strict=True))

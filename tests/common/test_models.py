@@ -178,7 +178,7 @@ class OwnNorm(nn.BatchNorm1d):
 )
 def test_batch_normalisation_is_replaced(norm, weights):
     model = nn.Sequential(nn.Linear(4, 6), nn.Sequential(norm), nn.Linear(6, 2)).eval()
-    fit = private_ready(model)
+    fit = private_ready(model, (4,))
     assert isinstance(fit[1][0], nn.GroupNorm)
     assert len(list(fit[1][0].parameters())) == weights
     assert fit.training
@@ -188,7 +188,7 @@ def test_batch_normalisation_is_replaced(norm, weights):
 def test_what_remembers_its_batches_is_refused_by_name():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True))
     with pytest.raises(UserError, match=r"layer 1 \(InstanceNorm2d\) can't be trained in private"):
-        private_ready(model)
+        private_ready(model, (1, 8, 8))
 
     class Remembering(nn.Linear):
         def __init__(self):
@@ -196,19 +196,19 @@ def test_what_remembers_its_batches_is_refused_by_name():
             self.register_buffer("mean", torch.zeros(2))
 
     with pytest.raises(UserError, match=r"layer itself \(Remembering\).*keeps numbers beside its weights"):
-        private_ready(Remembering())
+        private_ready(Remembering(), (2,))
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_opacus_takes_every_model_and_its_gradients_are_one_cases(name):
-    model = private_ready(build(name, IMAGE, 4, seed=0))
+    model = private_ready(build(name, IMAGE, 4, seed=0), IMAGE)
     x, y = torch.rand(3, *IMAGE), torch.tensor([0, 1, 3])
     watched = GradSampleModule(model, loss_reduction="mean")
     nn.functional.cross_entropy(watched(x), y).backward()
     found = {key: weights.grad_sample for key, weights in model.named_parameters()}
     watched.remove_hooks()
     for case in range(3):
-        alone = private_ready(build(name, IMAGE, 4, seed=0))
+        alone = private_ready(build(name, IMAGE, 4, seed=0), IMAGE)
         nn.functional.cross_entropy(alone(x[case : case + 1]), y[case : case + 1]).backward()
         for key, weights in alone.named_parameters():
             assert torch.allclose(found[key][case], weights.grad, atol=1e-5), key

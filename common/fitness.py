@@ -1,0 +1,151 @@
+"""Whether a model may be trained in private, found out by trying it.
+
+Per-example clipping bounds what one patient does only if each per-example gradient is one patient's alone.
+The validator of layers (`common.models.private_ready`) knows layers by their type. A model of a user's own
+may yet do in its `forward` what no layer shows: take the mean of a batch away, fold a case into several rows,
+remember the cases it saw. So it is tried on a few random public cases:
+
+1. what it says of a case is the same in company, alone, and after other cases, in training and in use;
+2. no buffer or weight changes by a forward pass;
+3. it takes a batch of one case and of none, which Poisson sampling draws;
+4. Opacus's per-example gradients are as many as there are cases, and each is the gradient of that case alone.
+
+Weights are shaken first, since gradients behind a head that is still zero are zero themselves. Dropout,
+whose chance is each case's own, is switched off. This is a trial, not a proof.
+
+Shape legend: B cases of the trial.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from common.errors import UserError
+
+CASES = 4
+SHAKE = 0.1
+"""Standard deviation of what is added to each weight."""
+
+
+def require_cases_apart(model: nn.Module, case_shape: tuple[int, ...]) -> None:
+    """Try a model, which is left as it is, as is torch's global random state.
+
+    Args:
+        model: Maps (B, *case_shape) to logits (B, C).
+        case_shape: Shape of one case.
+
+    Raises:
+        UserError: saying why it can't be trained in private.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tried = _shaken(model)
+        x_B, others_B = torch.randn(2, CASES, *case_shape)
+        try:
+            wrong = next(_complaints(tried, x_B, others_B), "")
+        except Exception as error:  # the user's own code may raise anything
+            wrong = f"it fails on {CASES} cases, on one or on none ({type(error).__name__}: {error})"
+    if wrong:
+        raise UserError(f"{type(model).__name__} can't be trained in private: {wrong}")
+
+
+def _shaken(model: nn.Module) -> nn.Module:
+    shaken = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for weight in shaken.parameters():
+            weight.add_(SHAKE * torch.randn_like(weight))
+    for layer in shaken.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.p = 0.0
+    return shaken
+
+
+def _complaints(model: nn.Module, x_B: Tensor, others_B: Tensor) -> Iterator[str]:
+    in_use = _says(model.eval(), x_B)
+    model.train()
+    before = _numbers(model)
+    together = _says(model, x_B)
+    if not _close(_says(model, x_B, chance=1), together):
+        yield "it draws chance other than by torch.nn's dropout layers, so nothing else can be tried"
+    alone = torch.cat([_says(model, case[None]) for case in x_B])
+    if not _close(alone, together):
+        yield "what it says of a case depends on the others in the batch"
+    _says(model, others_B)
+    after = _numbers(model)
+    if not all(torch.equal(before[name], after[name]) for name in before):
+        yield "a forward pass changes its weights or buffers, which no noise protects"
+    if not _close(_says(model, x_B), together) or not _close(_says(model.eval(), x_B), in_use):
+        yield "it remembers cases: what it says changes with those it saw before"
+    model.train()
+    yield from _complaints_of_gradients(model, x_B)
+    if _says(model, x_B[:0]).shape != together[:0].shape:
+        yield "it makes something of a batch without cases"
+    for name, gradient in _per_example(model, x_B[:0]).items():
+        if gradient is None or len(gradient):
+            yield f"{name} has gradients in a batch without cases"
+
+
+def _complaints_of_gradients(model: nn.Module, x_B: Tensor) -> Iterator[str]:
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    alone = [
+        torch.autograd.grad(
+            _loss(model, x_B[place : place + 1], place), [*trained.values()], allow_unused=True
+        )
+        for place in range(len(x_B))
+    ]
+    gradients = _per_example(model, x_B)
+    for (name, weight), *of_case in zip(trained.items(), *alone, strict=True):
+        gradient = gradients[name]
+        if gradient is None:
+            yield f"{name} takes no part in the logits: freeze it, or take it out"
+        elif gradient.shape != (len(x_B), *weight.shape):
+            yield f"{name} has {len(gradient)} gradients for {len(x_B)} cases: a case is folded into several"
+        else:
+            expected = torch.stack([torch.zeros_like(weight) if one is None else one for one in of_case])
+            if not _close(gradient, expected):
+                yield f"the per-example gradients of {name} are not those of each case alone"
+
+
+def _says(model: nn.Module, x_B: Tensor, chance: int = 0) -> Tensor:
+    torch.manual_seed(chance)
+    with torch.no_grad():
+        logits: Tensor = model(x_B)
+    return logits
+
+
+def _loss(model: nn.Module, x_B: Tensor, first: int = 0) -> Tensor:
+    torch.manual_seed(0)
+    logits = model(x_B)
+    labels = torch.arange(first, first + len(x_B)) % logits.shape[1]
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def _per_example(model: nn.Module, x_B: Tensor) -> dict[str, Tensor | None]:
+    from opacus import GradSampleModule  # slow to import, and only who trains in private needs it
+
+    tried = GradSampleModule(copy.deepcopy(model), loss_reduction="mean")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cases, which are data, need no gradient
+        _loss(tried, x_B).backward()
+    return {
+        name.removeprefix("_module."): getattr(weight, "grad_sample", None)
+        for name, weight in tried.named_parameters()
+        if weight.requires_grad
+    }
+
+
+def _numbers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights and buffers, those too that aren't saved."""
+    return {
+        name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether two results are the same but for rounding in another order."""
+    scale = float(other.detach().abs().max()) if other.numel() else 0.0
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4 * scale + 1e-7)
