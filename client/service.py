@@ -1,8 +1,8 @@
 """The custodian's service: one narrow door on a Unix socket, or on loopback with mutual TLS.
 
 - **One thing at a time.** Offers, proxies, tasks and students take turns in one room, in the order of their
-  coming; a few may wait, the rest are refused. A release keeps the room until it may leave
-  (`client.schedule`), or what waits behind it would show when it was done.
+  coming; a few may wait, the rest are refused. A release, or word of a task that failed, keeps the room until
+  it may leave (`client.schedule`), or what waits behind it would show when it was done.
 - **Health and quotes at once.** Quotes have a room of their own, health needs none; no record is near them.
 - **Nothing by accident.** Each call ends in an answer of the protocol. An exception's text stays in the
   site's log.
@@ -171,24 +171,35 @@ class Desk(CustodianServicer):
         )
 
     def _learn(self, body: bytes) -> bytes:
-        """Hold a lesson and keep the room until its release may leave."""
+        """Hold a lesson and keep the room until its answer may leave."""
         began = time.monotonic()
-        answer = self._site.custodian.learn(body)
+        try:
+            answer = self._site.custodian.learn(body)
+        except Exception:
+            log.exception("a task failed; the courier is told that the site is unavailable")
+            answer = UNAVAILABLE
         match decode_answer(answer):
             case Release():
                 return self._send(Task.decode(body), answer, began)
+            case Refusal(rule=Rule.UNAVAILABLE):
+                # It may have failed after a lesson, and when that was done must not show either.
+                self._wait(began)
             case Refusal(rule=Rule.NOT_APPROVED):
                 self._site.asked.keep(Task.decode(body).plan)
         return answer
 
     def _send(self, task: Task, release: bytes, began: float) -> bytes:
-        ready, beat = time.monotonic(), self._site.policy.replies.every_seconds
-        if 0 < beat < ready - began:
-            log.warning("study %s round %d outlasted replies.every-seconds", task.plan.study, task.round)
-        if self._closing.wait(max(0.0, departure(began, ready, beat) - time.monotonic())):
+        if not self._wait(began):
             return UNAVAILABLE
         self._site.releases.note(task.plan.study, task.round, release)
         return release
+
+    def _wait(self, began: float) -> bool:
+        """Wait until what is ready may leave; false if the service closes before."""
+        ready, beat = time.monotonic(), self._site.policy.replies.every_seconds
+        if 0 < beat < ready - began:
+            log.warning("a task outlasted replies.every-seconds")
+        return not self._closing.wait(max(0.0, departure(began, ready, beat) - time.monotonic()))
 
 
 STOPS = (signal.SIGTERM, signal.SIGINT)

@@ -1,6 +1,7 @@
 """The service, in processes of its own: what it lets in, in what order, when answers leave, how it ends."""
 
 import contextlib
+import json
 import resource
 import signal
 import socket
@@ -147,6 +148,34 @@ def test_releases_leave_on_the_beat_and_nothing_overtakes_them(hospital):
         refusal = connection.learn(hospital.task(2, seed=7).encode())
         assert decode_answer(refusal).rule is Rule.ROUND_CONFLICT
         assert time.monotonic() - began < 1.0, "a refusal read no record and need not wait"
+
+
+def test_a_task_that_fails_after_its_lesson_leaves_on_the_beat_too(hospital):
+    hospital.amend({"every-seconds = 0.0": "every-seconds = 4.0"})
+    with hospital.served() as served, ThreadPoolExecutor() as pool:
+        connection = acquainted(hospital)
+        connection.learn(hospital.task(1).encode())
+        began, plan = time.monotonic(), long_plan(hospital, study="long")
+        learning = pool.submit(connection.learn, hospital.task(1, plan).encode())
+        while "charge" not in kinds_of(hospital, "long"):
+            time.sleep(0.01)
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        assert decode_answer(learning.result()).rule is Rule.UNAVAILABLE
+        took = time.monotonic() - began
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    assert took >= 4.0
+    assert "the lesson failed" not in served.log and "disk-full" in served.log
+    assert kinds_of(hospital, "long") == ["reserve", "charge"]
+
+
+def kinds_of(hospital, study: str) -> list[str]:
+    """What the ledger holds of a study by now, read beside the custodian."""
+    with contextlib.closing(
+        sqlite3.connect(f"file:{hospital.folder}/state/ledger.db?mode=ro", uri=True)
+    ) as db:
+        entries = [json.loads(body) for (body,) in db.execute("SELECT body FROM entries ORDER BY number")]
+    return [entry["kind"] for entry in entries if entry.get("study") == study]
 
 
 def test_a_courier_that_gives_up_leaves_a_committed_release_behind(hospital):
