@@ -128,7 +128,7 @@ def written(choices: Choices) -> str:
         description=_quoted(choices.description),
         unit=_quoted(choices.unit),
         declared_size=choices.declared_size,
-        delta=f"{choices.delta:g}",
+        delta=repr(choices.delta),
         lifetime_epsilon=float(choices.lifetime_epsilon),
         run_epsilon=float(choices.run_epsilon),
         studies=f"[{', '.join(map(_quoted, choices.studies))}]",

@@ -40,6 +40,7 @@ from common.accounting import (
     untally,
 )
 from common.messages import Rule
+from common.rounding import at_most
 
 __all__ = [
     "AlreadyCommitted",
@@ -408,13 +409,15 @@ class Ledger:
         cost = epsilon(untally(study), budget.delta)[0]
         for name, cap in (("run-epsilon", budget.run_epsilon), ("study-epsilon", budget.study_epsilon)):
             if not cost <= cap:
-                raise Refused(Rule.BUDGET, f"the study would cost ε = {cost:.4g}, above {name} = {cap:g}")
+                raise Refused(
+                    Rule.BUDGET, f"the study would cost ε = {at_most(cost)}, above {name} = {cap:g}"
+                )
         spent = untally(self._state.spent())
         if not fits_lifetime(spent, untally(beyond), budget.lifetime_epsilon, budget.delta):
             after = lifetime_epsilon((*spent, *untally(beyond)), budget.delta)[0]
             cap = budget.lifetime_epsilon
             raise Refused(
-                Rule.BUDGET, f"the lifetime would cost ε = {after:.4g}, above lifetime-epsilon = {cap:g}"
+                Rule.BUDGET, f"the lifetime would cost ε = {at_most(after)}, above lifetime-epsilon = {cap:g}"
             )
 
 
@@ -443,14 +446,18 @@ def _objections(state: State) -> list[str]:
         delta, events = study.budget.delta, untally(study.spent())
         (first, by), (second, other) = epsilon(events, delta), second_opinion(events, delta)
         if not _agree(first, second):
-            findings.append(f"Study {name} costs ε = {first:.4g} by {by}, but {second:.4g} by {other}.")
+            findings.append(
+                f"Study {name} costs ε = {at_most(first)} by {by}, but {at_most(second)} by {other}."
+            )
         if first > min(study.budget.run_epsilon, study.budget.study_epsilon):
-            findings.append(f"Study {name} costs ε = {first:.4g}, above the caps that it was reserved under.")
+            findings.append(
+                f"Study {name} costs ε = {at_most(first)}, above the caps that it was reserved under."
+            )
     if (budget := state.budget) is not None:
         lifetime = _lifetime(state, budget.delta)
         floor, other = second_opinion(untally(state.spent()), budget.delta)
         if floor > lifetime.epsilon and not _agree(floor, lifetime.epsilon):
-            findings.append(f"The lifetime costs {lifetime}, but ε = {floor:.4g} by {other}.")
+            findings.append(f"The lifetime costs {lifetime}, but ε = {at_most(floor)} by {other}.")
         if lifetime.epsilon > budget.lifetime_epsilon:
             findings.append(f"The lifetime costs {lifetime}, above its cap of {budget.lifetime_epsilon:g}.")
     return findings
@@ -473,8 +480,8 @@ def _in_full(state: State) -> str:
     ]
     claim = (
         f"All that ever left data source {state.source}, and all that may still leave under its reserved"
-        f" plans, is together (ε, δ)-differentially private with ε = {lifetime.epsilon:.4g} and δ ="
-        f" {lifetime.delta:g}. Whether {whose} is added to the data or removed changes the probability of"
+        f" plans, is together (ε, δ)-differentially private with ε = {at_most(lifetime.epsilon)} and δ ="
+        f" {lifetime.delta!r}. Whether {whose} is added to the data or removed changes the probability of"
         f" anything that can be done with it by a factor of e^ε at most, plus δ. The horizon is the data"
         f" source's lifetime so far; the accountant, from the recorded events, is {lifetime.accountant}."
     )

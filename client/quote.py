@@ -17,6 +17,7 @@ from common.accounting import Guarantee
 from common.datasets.description import read_description
 from common.messages import Rule
 from common.plan import Plan, plan_of
+from common.rounding import at_least
 from common.run_config_files import read_run_config
 
 
@@ -51,7 +52,7 @@ class Quote:
                 f"{plan.rounds} rounds, private steps in each: {plan.steps_per_round}.",
                 f"This run costs {self.run}.",
                 f"After it the lifetime stands at {self.lifetime}; "
-                f"ε = {self.left:.4g} is left, and of more such runs there fit {self.more}.",
+                f"ε = {at_least(self.left)} is left, and of more such runs there fit {self.more}.",
                 "No rule refuses it." if rule is None else f"Refused by {rule.label}: {self.reason}.",
             )
         )

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from common.accounting import Unit
 from common.errors import UserError
+from common.rounding import at_most
 
 if TYPE_CHECKING:
     from client.ledger import Entry
@@ -166,7 +167,7 @@ def approve(
     if plan is None:
         for waiting in asked.all():
             digest = waiting.digest().hex()
-            screen.print(f"{digest}  study {waiting.study}, ε = {waiting.epsilon:g}", markup=False)
+            screen.print(f"{digest}  study {waiting.study}, ε = {at_most(waiting.epsilon)}", markup=False)
         return
     wanted = plan_named(asked, plan)
     with open_ledger(read) as ledger:
@@ -242,7 +243,7 @@ def _in_words(event: Mapping[str, Any]) -> str:
         case {"event": "gaussian-steps", "noise_multiplier": sigma, "sample_rate": rate, "steps": steps}:
             return f"{steps} × Gaussian, σ = {sigma:g}, q = {rate:g}"
         case {"event": "discrete-laplace", "epsilon": epsilon}:
-            return f"counts at ε = {epsilon:g}"
+            return f"counts at ε = {at_most(epsilon)}"
     return json.dumps(event)
 
 

@@ -24,13 +24,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache, reduce
 from numbers import Integral, Real
 from statistics import NormalDist
 from typing import Any, Final, Literal
 
 from common.errors import ConfigError, UserError
+from common.rounding import at_most, rounded_up
 
 Accountant = Literal["gaussian-exact", "pld", "gaussian-filter", "renyi-filter", "prv"]
 Unit = Literal["record", "patient"]
@@ -182,7 +182,7 @@ class Guarantee:
         """One line, for tables and logs."""
         horizon = {"run": "this run", "lifetime": "lifetime"}[self.horizon]
         means = f"one {self.unit} added or removed; {self.accountant}; {horizon}"
-        return f"ε = {self.epsilon:.4g}, δ = {self.delta:g} ({means})"
+        return f"ε = {at_most(self.epsilon)}, δ = {self.delta!r} ({means})"
 
 
 class BudgetSpent(UserError):
@@ -240,9 +240,9 @@ def calibrate(
     # One price may take a third of a second, so the search begins where the Rényi bound, which costs next to
     # nothing but can't go very low, ends it.
     rough = _least_sigma(rough_price, max(target_epsilon, 0.5), guess=math.sqrt(steps), tolerance=1e-2)
-    sigma = _round_up(_least_sigma(price, target_epsilon, guess=rough, tolerance=1e-4))
+    sigma = rounded_up(_least_sigma(price, target_epsilon, guess=rough, tolerance=1e-4))
     while price(sigma) > target_epsilon:  # numerical prices fall with σ only up to rounding
-        sigma = _round_up(sigma * (1 + 1e-6))
+        sigma = rounded_up(sigma * (1 + 1e-6))
     return sigma
 
 
@@ -276,11 +276,6 @@ def _least_sigma(price: Callable[[float], float], target: float, *, guess: float
         else:
             high, under, over, moved = middle, excess, over / 2 if moved == "high" else over, "high"
     return high
-
-
-def _round_up(value: float, digits: int = 4) -> float:
-    unit = Decimal(1).scaleb(Decimal(value).adjusted() - digits + 1)
-    return float(Decimal(value).quantize(unit, rounding=ROUND_CEILING))
 
 
 def _check_delta(delta: float) -> None:

@@ -16,6 +16,7 @@ from common.config import RunConfig
 from common.datasets import PublicData
 from common.metrics import headline_metric
 from common.plan import Plan
+from common.rounding import at_most
 from common.runs import RunFolder, disk_errors
 from common.summary import (
     Bytes,
@@ -57,7 +58,7 @@ def in_words(line: Round) -> str:
     """One round in a few words: metrics, the ε spent, who was left out."""
     metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in line.metrics.items())
     without = f", without {', '.join(one.site for one in line.left_out)}" if line.left_out else ""
-    return f"{metrics}, ε {line.epsilon_spent or 0.0:.2f}{without}"
+    return f"{metrics}, ε {at_most(line.epsilon_spent or 0.0, 3)}{without}"
 
 
 class Journal:

@@ -7,8 +7,8 @@ reasons were written by others: `plain` takes out what would steer a terminal, t
 
 import math
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, Decimal
 
+from common import rounding
 from common.summary import SitePrivacy, Statistic
 
 # Differences are shown with one decimal of a point; what would be shown as 0.0 is no difference.
@@ -92,18 +92,14 @@ def signed(difference: float) -> str:
 
 def at_most(value: float) -> str:
     """Format an upper bound, such as an ε, with three significant digits, rounded up: `0.994`."""
-    exact = Decimal(repr(value))
-    if exact == 0:
-        return "0"
-    last_digit = Decimal(1).scaleb(exact.adjusted() - 2)
-    return f"{exact.quantize(last_digit, rounding=ROUND_CEILING):,f}"
+    return rounding.at_most(value, 3)
 
 
 def delta(value: float) -> str:
-    """Format δ in a short scientific form: `1e-5`."""
+    """Format δ in a short scientific form, rounded up: `1e-5`."""
     if value == 0:
         return "0"
-    mantissa, exponent = f"{value:.2e}".split("e")
+    mantissa, exponent = f"{float(at_most(value).replace(',', '')):.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 

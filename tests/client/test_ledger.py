@@ -301,7 +301,7 @@ def test_a_refusal_carries_numbers_for_the_site_and_a_rule_for_the_coordinator(l
     with pytest.raises(Refused) as refused:
         reserve(ledger, budget=replace(BUDGET, run_epsilon=0.5))
     assert refused.value.rule.label == "budget"
-    assert "ε = 0.8197" in refused.value.detail
+    assert "ε = 0.8198" in refused.value.detail
 
 
 @given(

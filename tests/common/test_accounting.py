@@ -431,6 +431,12 @@ def test_a_guarantee_is_printed_whole() -> None:
     assert str(claim) == "ε = 0.9877, δ = 1e-05 (one patient added or removed; gaussian-exact; this run)"
 
 
+@given(value=st.floats(0, allow_nan=False, allow_infinity=False))
+def test_a_guarantee_is_never_printed_below_the_truth(value: float) -> None:
+    claim = Guarantee(value, 1e-5, "record", "add-remove", "gaussian-exact", "lifetime")
+    assert float(str(claim).removeprefix("ε = ").partition(", δ")[0].replace(",", "")) >= value
+
+
 def test_full_batch_accounting_needs_no_heavy_library() -> None:
     code = """
 import json, sys

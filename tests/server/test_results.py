@@ -8,6 +8,7 @@ import pytest
 from common.config import RunConfig
 from common.datasets import load_public
 from common.plan import plan_of
+from common.rounding import at_most
 from common.runs import RunFolder
 from common.summary import Results, Round, read, statistic
 from server.admission import Admitted, Member
@@ -133,4 +134,4 @@ def test_a_round_in_words(journal):
     journal, folder = journal
     journal.note(1, admitted("east north", west="answered twice"), Roll(MEMBERS, {}), SCORES)
     line = Round.model_validate_json((folder / ROUNDS).read_text())
-    assert in_words(line) == f"auroc 90.0, accuracy 80.0, ε {line.epsilon_spent:.2f}, without west"
+    assert in_words(line) == f"auroc 90.0, accuracy 80.0, ε {at_most(line.epsilon_spent, 3)}, without west"
