@@ -176,6 +176,9 @@ class RunConfig(Strict):
     run_id: Annotated[str, Field(max_length=100, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$")] = ""
     """Name of the run: its folder under `out`, and the study at the sites. Empty takes scenario and
     number."""
+    resumable: bool = False
+    """Whether a run that breaks off goes on where it stopped when it is started again; it needs a
+    `run-id`."""
     aggregation: Aggregation = Aggregation()
     teacher: Teacher = Teacher()
     student: Student = Student()

@@ -1,7 +1,8 @@
 """Where a run's results go: one folder a run, built aside and shown only when it is whole.
 
 A run works in `<out>/.<run-id>.partial` under a lock and renames it to `<out>/<run-id>` at the end, so that
-nobody takes half a result for a whole one, and two runs never write to the same place.
+nobody takes half a result for a whole one, and two runs never write to the same place. A run that fails or
+is interrupted leaves nothing, unless it is one that resumes.
 """
 
 import fcntl
@@ -16,6 +17,8 @@ from common.config import RunConfig
 from common.errors import UserError
 
 LOCK = ".lock"
+CHECKPOINT = "checkpoint.safetensors"
+"""Where a run that resumes keeps what it needs for that."""
 LEAST_FREE = 1 << 20
 """Bytes on a disk that isn't full."""
 
@@ -37,15 +40,21 @@ class RunFolder:
     Attributes:
         path: Where the run works.
         final: What the folder is called once it is whole.
+        resumes: Whether an interrupted run leaves its work to the next one of the same name.
     """
 
     path: Path
     final: Path
     _lock: IO[str]
+    resumes: bool = False
 
     @classmethod
-    def open(cls, final: Path) -> "RunFolder":
+    def open(cls, final: Path, resumes: bool = False) -> "RunFolder":
         """Make the working folder beside the final one and lock it.
+
+        Args:
+            final: What the folder is to be called.
+            resumes: Take up what an interrupted run of this name left, instead of clearing it away.
 
         Raises:
             UserError: if it can't be written, is taken by another run, or a result of that name is there
@@ -58,8 +67,12 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not resumes and (path / CHECKPOINT).exists():
+                raise UserError(
+                    f"{final} was begun by a run that can go on (resumable = true): let it, or remove {path}"
+                )
             for stale in path.iterdir():  # what a run left that was killed
-                if stale.name != LOCK:
+                if stale.name != LOCK and not resumes:
                     shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         except BlockingIOError:
             raise UserError(
@@ -67,7 +80,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise UserError(f"{final} can't be written: {error.strerror}") from None
-        return cls(path, final, lock)
+        return cls(path, final, lock, resumes)
 
     @property
     def name(self) -> str:
@@ -84,15 +97,17 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Name the folder if the run is whole, else remove it; say so if the disk was full."""
+        """Name the folder if the run is whole, else remove what nobody resumes; say if the disk was full."""
         full = isinstance(error, Exception) and shutil.disk_usage(self.path).free < LEAST_FREE
         try:
             if error is None:
                 with disk_errors(self.final):
                     (self.path / LOCK).unlink()
                     self.path.replace(self.final)
+                    (self.final / CHECKPOINT).unlink(missing_ok=True)
         finally:
-            shutil.rmtree(self.path, ignore_errors=True)  # unless it has got its name
+            if not self.resumes:
+                shutil.rmtree(self.path, ignore_errors=True)  # unless it has got its name
             self._lock.close()
         if full:
             raise UserError(f"{self.final} can't be written: the disk is full") from error

@@ -9,6 +9,7 @@
    c. releases are admitted as hostile input (`server.admission`), the **ensemble** is formed
       (`server.aggregation`), and z advances (`server.methods`);
    d. the teacher learns from z and is judged on public test cases.
+   A run that is `resumable` is kept before a task is sent and after each round (`server.checkpoint`).
 4. z is distilled into the student that goes back to every site; the results are written.
 """
 
@@ -31,6 +32,7 @@ from common.plan import Plan, plan_of, rule_of
 from common.runs import RunFolder, final_folder
 from common.summary import Results
 from server.aggregation import aggregate
+from server.checkpoint import Progress, keep, resume
 from server.correspondence import ask_round, call_roll, deliver_student
 from server.methods import State, method_of
 from server.preconditions import check
@@ -64,11 +66,15 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
     public = load_public(config)
     check(config, public)
     method, rule = method_of(config), rule_of(config)
-    with RunFolder.open(final_folder(config, flower_run_id)) as folder:
+    with RunFolder.open(final_folder(config, flower_run_id), config.resumable) as folder:
         cases_P = choose_cases(config, len(public.proxy))
         teacher = Teacher.start(config, public, cases_P)
-        teacher_alone = None if config.teacher.model == NONE else metrics_of(teacher.test_scores())
-        state = State.start(teacher.logits())
+        progress = resume(folder, config)
+        if progress is None:
+            progress = Progress(State.start(teacher.logits()), teacher.learner.state())
+            if config.teacher.model != NONE:
+                progress.record.teacher_alone = metrics_of(teacher.test_scores())
+        teacher.learner.restore(progress.teacher)
 
         plan = plan_of(
             config,
@@ -79,25 +85,30 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         agreed = {site.name: site.declared_size for site in sites(config)}
         roll = call_roll(grid, public.proxy, agreed, config.round_timeout)
         require_sites(config, "roll call", roll.members, roll.absent)
-        journal = Journal(folder, config, plan)
-        heads: dict[str, bytes] = {}
-        histograms: dict[str, tuple[int, ...]] = {}
-        for round_number in range(1, plan.rounds + 1):
-            task = draw_up(plan, round_number, cases_P, state)
-            admitted = ask_round(grid, task, roll.members, heads, config.round_timeout)
+        journal = Journal(folder, config, plan, progress.record)
+        for round_number in range(progress.held + 1, plan.rounds + 1):
+            progress.task = task = progress.task or draw_up(plan, round_number, cases_P, progress.state)
+            keep(folder, config, progress)
+            admitted = ask_round(grid, task, roll.members, progress.heads, config.round_timeout)
             absent = {**roll.absent, **admitted.left_out}
             require_sites(config, f"round {round_number}", admitted.contributions, absent)
-            heads |= admitted.heads
-            histograms |= {one.site: one.histogram_C for one in admitted.contributions if one.histogram_C}
+            progress.heads |= admitted.heads
+            progress.histograms |= {
+                one.site: one.histogram_C for one in admitted.contributions if one.histogram_C
+            }
             opinions = [
-                replace(one, histogram_C=histograms.get(one.site, ())) for one in admitted.contributions
+                replace(one, histogram_C=progress.histograms.get(one.site, ()))
+                for one in admitted.contributions
             ]
-            state = method.advance(state, aggregate(rule, opinions, config.aggregation), round_number, config)
-            teacher.learn(state.taught_PC)
+            ensemble_PC = aggregate(rule, opinions, config.aggregation)
+            progress.state = method.advance(progress.state, ensemble_PC, round_number, config)
+            teacher.learn(progress.state.taught_PC)
             journal.note(round_number, admitted, roll, teacher.test_scores())
+            progress.held, progress.task, progress.teacher = round_number, None, teacher.learner.state()
+            keep(folder, config, progress)
 
         student = Teacher.open(config, public, cases_P, config.student)
-        student.learn(state.taught_PC)
+        student.learn(progress.state.taught_PC)
         folder.keep_model("teacher.safetensors", teacher.model_bytes())
         folder.keep_model("student.safetensors", student.model_bytes())
         missed = deliver_student(grid, student.model_bytes(), roll.members, config.round_timeout)
@@ -110,7 +121,7 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             Results(
                 federation=metrics_of(teacher.test_scores()),
                 student=metrics_of(student.test_scores()),
-                teacher_alone=teacher_alone,
+                teacher_alone=progress.record.teacher_alone,
                 public_only=public_only,
                 public_only_if_labelled=public_only_if_labelled,
             ),

@@ -17,6 +17,8 @@ def check(config: RunConfig, public: PublicData) -> None:
         UserError: naming the key that is wrong, or what keeps a student from being trained in private.
     """
     method_of(config)
+    if config.resumable and not config.run_id:
+        raise ConfigError("run config", "run-id", "", "a name, since the run is resumable")
     choose_cases(config, len(public.proxy))
     expected_sites = len(sites(config))
     if config.min_sites > expected_sites:

@@ -7,10 +7,12 @@ a result for one.
 import logging
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from common.config import RunConfig
 from common.datasets import PublicData
@@ -61,31 +63,53 @@ def in_words(line: Round) -> str:
     return f"{metrics}, ε {at_most(line.epsilon_spent or 0.0, 3)}{without}"
 
 
-class Journal:
-    """The rounds so far, kept in memory and, a line each, in `rounds.jsonl`."""
+class Record(BaseModel):
+    """What has been noted of a run so far, for its summary.
 
-    def __init__(self, folder: RunFolder, config: RunConfig, plan: Plan) -> None:
-        """Start the clock."""
+    Attributes:
+        rounds: A line a round.
+        payload: Bytes of every release.
+        wire: Bytes of every whole answer.
+        charged: Sites that may have charged their budget.
+        seconds: How long the run had worked before it broke off.
+        teacher_alone: Scores of the teacher before the first round.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rounds: list[Round] = []
+    payload: list[int] = []
+    wire: list[int] = []
+    charged: set[str] = set()
+    seconds: float = 0.0
+    teacher_alone: Metrics | None = None
+
+
+class Journal:
+    """The rounds so far, kept in a record and, a line each, in `rounds.jsonl`."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig, plan: Plan, record: Record) -> None:
+        """Start the clock, or let it run on."""
         self._folder = folder.path
         self._config = config
         self._plan = plan
-        self._started = time.monotonic()
-        self._rounds: list[Round] = []
-        self._payload: list[int] = []
-        self._wire: list[int] = []
-        self._charged: set[str] = set()
+        self._record = record
+        self._started = time.monotonic() - record.seconds
+        if record.rounds:  # a run that goes on: its file may have a line more than was kept
+            self._write("w", record.rounds)
 
     def note(self, round_number: int, admitted: Admitted, roll: Roll, scores: Mapping[str, float]) -> None:
         """Write one round down."""
+        record = self._record
         sizes = list(admitted.payload_bytes.values())
-        self._payload += sizes
-        self._wire += admitted.wire_bytes.values()
-        self._charged |= roll.members.keys() - admitted.idle
+        record.payload += sizes
+        record.wire += admitted.wire_bytes.values()
+        record.charged |= roll.members.keys() - admitted.idle
         line = Round(
             seed=self._config.seed,
             round=round_number,
             metrics={name: scores[name] for name in REPORTED if name in scores},
-            epsilon_spent=self._plan.guarantee(round_number).epsilon if self._charged else 0.0,
+            epsilon_spent=self._plan.guarantee(round_number).epsilon if record.charged else 0.0,
             hold_out_accuracy=dict(admitted.hold_out),
             answered=tuple(one.site for one in admitted.contributions),
             left_out=tuple(
@@ -93,11 +117,15 @@ class Journal:
             ),
             bytes_up=_bytes(sizes),
         )
-        self._rounds.append(line)
-        path = self._folder / ROUNDS
-        with disk_errors(path), path.open("a") as file:
-            file.write(line.model_dump_json() + "\n")
+        record.rounds.append(line)
+        record.seconds = time.monotonic() - self._started
+        self._write("a", [line])
         log.info("round %d of %d: %s", round_number, self._plan.rounds, in_words(line))
+
+    def _write(self, mode: str, lines: Iterable[Round]) -> None:
+        path = self._folder / ROUNDS
+        with disk_errors(path), path.open(mode) as file:
+            file.writelines(line.model_dump_json() + "\n" for line in lines)
 
     def finish(self, public: PublicData, members: Mapping[str, Member], results: Results) -> None:
         """Sum the run up: `summary.json` and `report.html`."""
@@ -111,9 +139,9 @@ class Journal:
             seeds=(self._config.seed,),
             results=results,
             privacy=tuple(self._privacy(site) for site in members),
-            bytes_up_per_site_per_round=_bytes(self._payload),
-            wire_bytes_up_per_site_per_round=_bytes(self._wire),
-            rounds=len(self._rounds),
+            bytes_up_per_site_per_round=_bytes(self._record.payload),
+            wire_bytes_up_per_site_per_round=_bytes(self._record.wire),
+            rounds=len(self._record.rounds),
             seconds=time.monotonic() - self._started,
             peak_memory_mib=peak_memory_mib(),
             method=self._config.method,
@@ -131,7 +159,7 @@ class Journal:
             declared_sizes={site: member.declared_size for site, member in members.items()},
             proxy_digests=(self._plan.proxy_digest,),
             run_config=self._config.flat(),
-            history=tuple(self._rounds),
+            history=tuple(self._record.rounds),
             versions={name: version(name) for name in PACKAGES},
         )
 
@@ -143,7 +171,7 @@ class Journal:
         guarantee = self._plan.guarantee()
         return SitePrivacy(
             site=site,
-            epsilon=guarantee.epsilon if site in self._charged else 0.0,
+            epsilon=guarantee.epsilon if site in self._record.charged else 0.0,
             delta=guarantee.delta,
             unit=guarantee.unit,
             adjacency=guarantee.adjacency,

@@ -63,7 +63,7 @@ def simulate(
         summaries = []
         for seed in seeds:
             seeded = config.model_copy(
-                update={"seed": seed, "out": str(folder.path), "run_id": f"seed-{seed}"}
+                update={"seed": seed, "out": str(folder.path), "run_id": f"seed-{seed}", "resumable": False}
             )
             on_stage(seed, "rounds")
             with rounds_watched(folder.path / f"seed-{seed}", on_round):

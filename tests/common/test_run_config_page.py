@@ -1,5 +1,6 @@
 """`docs/run-config.md` lists every key with its default and meaning, as `RunConfig` has them."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if isinstance(field.default, BaseModel):
             yield from rows(type(field.default), key + ".")
         else:
-            default = f'"{field.default}"' if isinstance(field.default, str) else f"{field.default:g}"
+            text_or_truth = isinstance(field.default, str | bool)
+            default = json.dumps(field.default) if text_or_truth else f"{field.default:g}"
             yield f"| `{key}` | `{default}` | {' '.join((field.description or '').split())} |"
 
 

@@ -14,7 +14,7 @@ from common.summary import Results, Round, read, statistic
 from server.admission import Admitted, Member
 from server.aggregation import Contribution
 from server.correspondence import Roll
-from server.results import ROUNDS, Journal, in_words, metrics_of
+from server.results import ROUNDS, Journal, Record, in_words, metrics_of
 
 MEMBERS = {
     name: Member(node, name, 100 * node) for node, name in enumerate(("east", "north", "west"), start=2)
@@ -42,7 +42,7 @@ def admitted(
 def journal(tmp_path, public):
     with RunFolder.open(tmp_path / "run") as folder:
         plan = plan_of(CONFIG, study="run", proxy_digest=public.proxy.digest, classes=2)
-        yield Journal(folder, CONFIG, plan), folder.path
+        yield Journal(folder, CONFIG, plan, Record()), folder.path
 
 
 def finish(journal: Journal, folder: Path, public):
