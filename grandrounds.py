@@ -1,7 +1,7 @@
 """`grandrounds`: the command line's one front door.
 
 Commands live with the room they belong to; this file only hangs the doors, and turns what a user can mend
-into one line and exit code 2.
+into one line and an exit code.
 """
 
 import os
@@ -40,14 +40,15 @@ def front_door() -> None:
 def main() -> None:
     """Run a command.
 
-    Exit codes: 0 success, 2 something the user can mend, 130 and 143 interrupted (Ctrl-C, SIGTERM).
+    Exit codes: 0 success, 1 a check that failed, 2 something the user can mend, 130 and 143 interrupted
+    (Ctrl-C, SIGTERM).
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         cli()
     except UserError as error:
         _say(str(error))
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except SystemExit as end:  # what typer makes of Ctrl-C, too
         if end.code in (INTERRUPTED, TERMINATED):
             _say("interrupted; nothing half-written is left")

@@ -5,18 +5,18 @@ from hashlib import sha256
 
 from client.ledger import Ledger, Verdict
 from client.release_log import ReleaseLog
+from common.errors import UserError
 
 
 def verify(ledger: Ledger, log: ReleaseLog) -> Verdict:
-    """Check that the ledger is sound and that nothing was sent which it doesn't hold.
-
-    Raises:
-        UserError: if the log has a line that isn't one of its own.
-    """
+    """Check that the ledger is sound and that nothing was sent which it doesn't hold."""
     verdict = ledger.verify()
     if verdict.findings:
         return verdict
-    held, logged = _held(ledger), list(log.read())
+    try:
+        held, logged = _held(ledger), list(log.read())
+    except UserError as error:  # a line that isn't the log's own
+        return replace(verdict, findings=(f"{error}.",))
     findings = tuple(
         f"{log.path}: on {line.when} a release of study {line.study}, round {line.round}, was sent "
         "that the ledger doesn't hold."

@@ -47,6 +47,16 @@ Fault = Literal[
     "unwritable",
 ]
 
+UNTRUSTED: Final = {
+    "missing",
+    "wrong-key",
+    "edited",
+    "truncated",
+    "older-copy",
+    "anchor-missing",
+    "damaged",
+}
+"""Faults of what is there; the others are of the moment."""
 PATIENCE: Final = 30.0
 """Seconds to wait for another process that is writing."""
 
@@ -77,6 +87,7 @@ class LedgerError(UserError):
     def __init__(self, path: Path, fault: Fault, what: str) -> None:
         """Compose the one-line message."""
         self.path, self.fault = path, fault
+        self.exit_code = 1 if fault in UNTRUSTED else 2
         super().__init__(f"ledger {path}: {fault}: {what}")
 
 

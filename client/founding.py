@@ -5,6 +5,7 @@ whatever later becomes of the data or of the names of studies: a site founded an
 a fresh ledger and would spend their budget twice.
 """
 
+import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.ledger import Ledger
+from client.policy import parse_policy
+from client.served import require_patients
 from common.accounting import Unit
+from common.datasets.description import read_description
 from common.errors import UserError
 
 POLICY = """\
@@ -31,7 +35,7 @@ anchor = "ledger.anchor"
 approval = true
 
 [data]
-# Which file, which columns, which of them names the patient: see common/datasets/own.py.
+# Which file, which columns, which of them names the patient: see docs/own-data.md.
 description = {description}
 # What one unit of privacy is: a "patient" with all records, or a "record".
 unit = {unit}
@@ -81,7 +85,10 @@ listen = {listen}
 
 @dataclass(frozen=True)
 class Choices:
-    """What only a person at the hospital can know."""
+    """What only a person at the hospital can know.
+
+    `description` and `listen` are as they are to stand in the policy: relative to its folder, or absolute.
+    """
 
     site: str
     description: str
@@ -98,8 +105,12 @@ def found(folder: Path, choices: Choices) -> Path:
     """Write a new site's files and return the path of its policy.
 
     Raises:
-        UserError: if there is a site in the folder already, or a file can't be written.
+        UserError: if a choice is none that a policy can have, the data description isn't right, there is a
+            site in the folder already, or a file can't be written.
     """
+    parse_policy(written(choices), "the new site")
+    data = Path(os.path.normpath(folder.resolve() / choices.description))  # the folder may not be there yet
+    require_patients(data, read_description(data), choices.unit)
     policy, key = folder / "site.toml", folder / "site.key"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)  # its group may reach the socket
@@ -137,8 +148,7 @@ def written(choices: Choices) -> str:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return json.dumps(text, ensure_ascii=False)  # as TOML writes text, too
 
 
 def _write_new(path: Path, content: bytes) -> None:

@@ -49,7 +49,7 @@ __all__ = [
     "Entry",
     "Ledger",
     "LedgerError",
-    "Quote",
+    "Price",
     "Refused",
     "Spending",
     "Verdict",
@@ -75,14 +75,14 @@ class AlreadyCommitted(Exception):
 
 
 @dataclass(frozen=True)
-class Quote:
+class Price:
     """What a plan would cost, before a record is read.
 
     Attributes:
         run: The plan's own guarantee.
         lifetime: The data source's, after it.
         left: Lifetime ε left after it.
-        more: How many such plans would still fit after it.
+        more: How many such plans would still fit after it, each a study of its own; none if a cap refuses it.
         refusal: What would refuse it now, if anything.
     """
 
@@ -300,7 +300,7 @@ class Ledger:
         with self._chain.reading():
             return self._study(study).approvals.get(plan_digest)
 
-    def quote(self, study: str, plan_digest: bytes, events: Sequence[Event], budget: Budget) -> Quote:
+    def quote(self, study: str, plan_digest: bytes, events: Sequence[Event], budget: Budget) -> Price:
         """Say what a plan would cost and what would refuse it; changes nothing."""
         planned = tally(events)
         run = _guarantee(planned, budget.delta, self.unit, "run")
@@ -315,11 +315,13 @@ class Ledger:
             after = spent if reserved else spent + planned
             alone = not spent or (reserved and self._state.holds_one_plan())
             lifetime = _guarantee(after, budget.delta, self.unit, "lifetime", alone=alone)
-            return Quote(
+            return Price(
                 run=run,
                 lifetime=lifetime,
                 left=max(0.0, budget.lifetime_epsilon - lifetime.epsilon),
-                more=how_many_more(untally(after), events, budget.lifetime_epsilon, budget.delta),
+                more=0
+                if run.epsilon > min(budget.run_epsilon, budget.study_epsilon)
+                else how_many_more(untally(after), events, budget.lifetime_epsilon, budget.delta),
                 refusal=refusal,
             )
 

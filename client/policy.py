@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
 from common.config import first_complaint
-from common.errors import UserError
+from common.errors import ConfigError, UserError
 from common.messages import Rule
 from common.plan import Plan
 from common.strict import Strict
@@ -49,7 +49,7 @@ class DataPolicy(Strict):
 
 
 class BudgetPolicy(Strict):
-    """Caps on ε, each at `delta`."""
+    """Caps on ε, each at `delta`. Those for a study and a run are none if they are above the lifetime's."""
 
     delta: Share
     lifetime_epsilon: Positive
@@ -57,6 +57,14 @@ class BudgetPolicy(Strict):
     run_epsilon: Positive
     attempts: Count = 3
     """How often one task may be started anew; every start is charged."""
+
+    @field_validator("study_epsilon", "run_epsilon")
+    @classmethod
+    def _within_the_lifetime(cls, cap: float, info: ValidationInfo) -> float:
+        lifetime = info.data.get("lifetime_epsilon", cap)
+        if cap > lifetime:
+            raise ValueError(f"at most lifetime-epsilon = {lifetime:g}")
+        return cap
 
 
 class AllowPolicy(Strict):
@@ -140,8 +148,8 @@ class RepliesPolicy(Strict):
 class ServicePolicy(Strict):
     """Where the custodian listens (`client.service`)."""
 
-    listen: Annotated[str, Field(pattern=r"^(unix:/.+|tcp:(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5})$")]
-    """`unix:/path/of.sock`, or `tcp:127.0.0.1:port` with the three files below."""
+    listen: Annotated[str, Field(pattern=r"^(unix:.+|tcp:(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5})$")]
+    """`unix:path/of.sock`, or `tcp:127.0.0.1:port` with the three files below."""
     certificate: str = ""
     key: str = ""
     courier_authority: str = ""
@@ -155,8 +163,6 @@ class ServicePolicy(Strict):
             raise ValueError("certificate, key and courier-authority, since it listens on TCP")
         if self.listen.startswith("unix:") and any(given):
             raise ValueError("no certificate, key or courier-authority, since it listens on a Unix socket")
-        if len(self.listen.removeprefix("unix:").encode()) > LONGEST_SOCKET_PATH:
-            raise ValueError(f"a socket path of at most {LONGEST_SOCKET_PATH} bytes")
         return self
 
 
@@ -178,6 +184,9 @@ class ServedPolicy(SitePolicy):
 
         service = self.service
         moved = {name: place(getattr(service, name)) for name in ("certificate", "key", "courier_authority")}
+        kind, _, address = service.listen.partition(":")
+        if kind == "unix":
+            moved["listen"] = f"unix:{place(address)}"
         return self.model_copy(
             update={
                 "state": place(self.state),
@@ -241,14 +250,29 @@ def read_policy(path: Path) -> ServedPolicy:
     """
     require_own(path, "no policy, no service")
     try:
-        policy = ServedPolicy.model_validate(tomllib.loads(path.read_text()), by_alias=True, by_name=False)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        policy = parse_policy(path.read_text(), str(path))
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        raise first_complaint(error, str(path)) from None
     policy = policy.beside(path.absolute().parent)
+    if len((socket_path := policy.service.listen.removeprefix("unix:")).encode()) > LONGEST_SOCKET_PATH:
+        expected = f"a path of at most {LONGEST_SOCKET_PATH} bytes"
+        raise ConfigError(str(path), "service.listen", socket_path, expected)
     require_own(Path(policy.data.description), "the policy's data.description")
     return policy
+
+
+def parse_policy(text: str, where: str) -> ServedPolicy:
+    """Check the text of a `site.toml`; its paths stay as they stand there.
+
+    Raises:
+        UserError: if it is not TOML, or has a missing, unknown or wrong key.
+    """
+    try:
+        return ServedPolicy.model_validate(tomllib.loads(text), by_alias=True, by_name=False)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise first_complaint(error, where) from None
 
 
 def require_own(path: Path, otherwise: str) -> None:

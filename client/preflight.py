@@ -50,14 +50,22 @@ def preflight(path: Path, coordinator: str = "", authority: str = "") -> list[Fi
         coordinator: `host:port` of the coordinator's SuperLink; empty leaves that check out.
         authority: File with the certificate of who signed the coordinator's; without it the system's are
             used.
+
+    Raises:
+        UserError: if `coordinator` is no such address.
     """
+    host, _, port = coordinator.rpartition(":")
+    if coordinator and not (host and port.isdigit()):
+        raise UserError(f"--coordinator {coordinator}: expected host:port")
     try:
         policy = read_policy(path)
     except UserError as error:
         return [Finding("policy", False, str(error))]
     unit, size = policy.data.unit, policy.data.declared_size
     findings = [Finding("policy", True, f"{path}: site {policy.site}, unit {unit}, declared size {size}")]
-    checks = CHECKS | ({"coordinator": lambda _: _reach(coordinator, authority)} if coordinator else {})
+    checks = dict(CHECKS)
+    if coordinator:
+        checks["coordinator"] = lambda _: _reach(host.strip("[]"), int(port), authority)
     return findings + [_look(name, partial(check, policy)) for name, check in checks.items()]
 
 
@@ -194,15 +202,13 @@ def _certificate(policy: ServedPolicy) -> str:
     return f"certificates are good until {soonest:%Y-%m-%d}"
 
 
-def _reach(address: str, authority: str) -> str:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--coordinator {address}: expected host:port")
+def _reach(host: str, port: int, authority: str) -> str:
+    address = f"{host}:{port}"
     try:
         context = ssl.create_default_context(cafile=authority or None)
         with (
-            socket.create_connection((host.strip("[]"), int(port)), TIMEOUT) as plain,
-            context.wrap_socket(plain, server_hostname=host.strip("[]")) as secure,
+            socket.create_connection((host, port), TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
         ):
             return f"{address} answers in {secure.version()} with a certificate that is trusted"
     except ssl.SSLError as error:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.ledger import Ledger
+from client.ledger import Ledger, Price
 from client.policy import ANY, ServedPolicy, SitePolicy
 from client.shelf import shelf_of
-from common.accounting import Guarantee
 from common.datasets.description import read_description
 from common.messages import Rule
 from common.plan import Plan, plan_of
@@ -27,45 +26,48 @@ class Quote:
 
     Attributes:
         plan: What is priced.
-        run: What the run costs.
-        lifetime: What will have been spent after it, in all.
-        left: Lifetime ε left after it.
-        more: How many such runs would still fit after it.
+        price: What it costs, by the ledger.
         refused_by: The rule that would refuse it now, if any.
         reason: Why, for the hospital.
     """
 
     plan: Plan
-    run: Guarantee
-    lifetime: Guarantee
-    left: float
-    more: int
+    price: Price
     refused_by: Rule | None
     reason: str
 
     def __str__(self) -> str:
         """In sentences, as a person reads them who approves."""
-        plan, rule = self.plan, self.refused_by
+        plan, price = self.plan, self.price
         return "\n".join(
             (
                 f"Study {plan.study}, plan {plan.digest().hex()[:16]}…, method {plan.method}: "
                 f"{plan.rounds} rounds, private steps in each: {plan.steps_per_round}.",
-                f"This run costs {self.run}.",
-                f"After it the lifetime stands at {self.lifetime}; "
-                f"ε = {at_least(self.left)} is left, and of more such runs there fit {self.more}.",
-                "No rule refuses it." if rule is None else f"Refused by {rule.label}: {self.reason}.",
+                f"This run costs {price.run}.",
+                f"After it the lifetime stands at {price.lifetime}; ε = {at_least(price.left)} is left, "
+                f"and of more such runs there fit {price.more}, each a study of its own.",
+                self._verdict(),
             )
         )
+
+    def _verdict(self) -> str:
+        match self.refused_by:
+            case None:
+                return "No rule refuses it."
+            case Rule.NOT_APPROVED:
+                return "No rule refuses it once a person has approved it."
+            case rule:
+                return f"Refused by {rule.label}: {self.reason}."
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs."""
         return {
             "study": self.plan.study,
             "plan": self.plan.digest().hex(),
-            "run": vars(self.run),
-            "lifetime": vars(self.lifetime),
-            "lifetime_epsilon_left": self.left,
-            "more_such_runs": self.more,
+            "run": vars(self.price.run),
+            "lifetime": vars(self.price.lifetime),
+            "lifetime_epsilon_left": self.price.left,
+            "more_such_runs": self.price.more,
             "refused_by": None if self.refused_by is None else self.refused_by.label,
             "reason": self.reason,
         }
@@ -77,14 +79,14 @@ def quote(policy: SitePolicy, ledger: Ledger, plan: Plan) -> Quote:
     Raises:
         UserError: if no accountant can price it.
     """
-    priced = ledger.quote(plan.study, plan.digest(), plan.events(), policy.caps())
+    price = ledger.quote(plan.study, plan.digest(), plan.events(), policy.caps())
     objection = policy.refusal(plan)
-    if objection is None and priced.refusal is not None:
-        objection = priced.refusal.rule, priced.refusal.detail
+    if objection is None and price.refusal is not None:
+        objection = price.refusal.rule, price.refusal.detail
     if objection is None and policy.approval and ledger.approved(plan.study, plan.digest()) is None:
         objection = Rule.NOT_APPROVED, "no person has approved this plan"
     rule, reason = objection or (None, "")
-    return Quote(plan, priced.run, priced.lifetime, priced.left, priced.more, rule, reason)
+    return Quote(plan, price, rule, reason)
 
 
 def plan_from_run_config(policy: ServedPolicy, sources: Sequence[str], study: str) -> Plan:

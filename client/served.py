@@ -23,6 +23,7 @@ from client.ledger import Ledger
 from client.policy import ServedPolicy, require_own, require_secret
 from client.release_log import ReleaseLog
 from client.shelf import shelf_of
+from common.accounting import Unit
 from common.datasets.description import Description, read_description
 from common.errors import UserError
 
@@ -104,9 +105,20 @@ def require_unit(policy: ServedPolicy) -> Description:
     """
     path = Path(policy.data.description)
     description = read_description(path)
-    if policy.data.unit == "patient" and not description.patient:
-        raise UserError(f'{path}: the policy says unit = "patient", and no column is named as `patient`')
+    require_patients(path, description, policy.data.unit)
     return description
+
+
+def require_patients(path: Path, description: Description, unit: Unit) -> None:
+    """Hold a data description against the unit of privacy.
+
+    Raises:
+        UserError: if the unit is the patient and no column names one.
+    """
+    if unit == "patient" and not description.patient:
+        raise UserError(
+            f"{path}: the unit is the patient, and no column is named as `patient` (docs/own-data.md)"
+        )
 
 
 def require_ledgers_unit(policy: ServedPolicy, ledger: Ledger) -> None:

@@ -160,7 +160,7 @@ class Desk(CustodianServicer):
         priced = quote(policy, self._site.ledger, plan)
         if priced.refused_by is Rule.NOT_APPROVED:
             self._site.asked.keep(plan)
-        run = priced.run
+        run = priced.price.run
         return Price(
             epsilon=run.epsilon,
             delta=run.delta,

@@ -69,6 +69,18 @@ def close_sites() -> None:
     _open_site.cache_clear()
 
 
+def settle_ledgers(config: RunConfig, folder: Path) -> None:
+    """Leave one file of each ledger of a finished run, whose sites may have been ended anyhow.
+
+    Args:
+        config: What the run was.
+        folder: Where its results are.
+    """
+    for path in (folder / "sites").glob("*/ledger.db"):
+        # Whoever closes it last writes out what SQLite keeps beside it.
+        open_ledger(path.parent, config.seed, path.parent.name, config.privacy.unit).close()
+
+
 def permissive_policy(config: RunConfig, site: str, declared_size: int, state: Path) -> SitePolicy:
     """A policy that allows exactly what the run configuration asks for."""
     epsilon, student = config.privacy.epsilon, config.student.model

@@ -7,6 +7,7 @@ in vain.
 import getpass
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 site = typer.Typer(
-    help="A hospital's own side: found, check, serve a site; read its books.", no_args_is_help=True
+    help="A hospital's own side: found, check, serve a site; read its books. Exit codes: 0 all is well, 1 a "
+    "check failed, the ledger can't be trusted or a plan wasn't approved, 2 something for you to put right.",
+    no_args_is_help=True,
 )
 screen = Console(soft_wrap=True, highlight=False)
 
@@ -39,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's files go.")],
     name: Annotated[str | None, typer.Option(help="The site's name, as coordinators will see it.")] = None,
-    data: Annotated[str | None, typer.Option(help="The data description, data.toml.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data description, data.toml.")] = None,
     unit: Annotated[Unit | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
     declared_size: Annotated[int | None, typer.Option(help="The site's public size: a round number.")] = None,
     lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε, for ever.")] = None,
@@ -54,11 +57,10 @@ def init(
     """
     from client.founding import Choices, found
 
+    described = _asked(data, "--data", "Path of the data description (data.toml)", Path)
     choices = Choices(
         site=_asked(name, "--name", "The site's name, as coordinators will see it", str),
-        description=str(
-            Path(_asked(data, "--data", "Path of the data description (data.toml)", str)).absolute()
-        ),
+        description=os.path.relpath(described.resolve(), folder.resolve()),
         unit=_asked(unit, "--unit", "Unit of privacy, patient or record", _unit),
         declared_size=_asked(
             declared_size,
@@ -75,7 +77,7 @@ def init(
         run_epsilon=_asked(run_epsilon, "--run-epsilon", "Cap on ε for one run", float),
         studies=_asked(study, "--study", "Studies that may run here, with commas between, or *", _names),
         delta=delta,
-        listen=listen or f"unix:{folder.absolute() / 'custodian.sock'}",
+        listen=listen or "unix:custodian.sock",
     )
     policy = found(folder, choices)
     screen.print(f"{policy}: read it, then run grandrounds site check --policy {policy}", markup=False)
@@ -100,7 +102,7 @@ def check(
     authority: Annotated[str, typer.Option(help="Certificate of who signed the coordinator's.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Look at everything that can be wrong before serving; exit code 0 or 1. No budget is touched."""
+    """Look at everything that can be wrong before serving; exit code 1 if a check fails. Costs no budget."""
     from client.preflight import preflight
 
     findings = preflight(policy, coordinator, authority)
@@ -152,7 +154,7 @@ def approve(
     who: Annotated[str, typer.Option(help="Who approves; default: this account.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Read what a plan would cost, and bind the approval into the ledger.
+    """Read what a plan would cost, and bind the approval into the ledger; exit code 1 if you say no.
 
     Without a plan, list those that wait.
     """
@@ -165,7 +167,9 @@ def approve(
     read = read_policy(policy)
     asked = asked_plans(read)
     if plan is None:
-        for waiting in asked.all():
+        if not (all_waiting := asked.all()):
+            screen.print("no plan waits for approval")
+        for waiting in all_waiting:
             digest = waiting.digest().hex()
             screen.print(f"{digest}  study {waiting.study}, ε = {at_most(waiting.epsilon)}", markup=False)
         return
@@ -173,7 +177,8 @@ def approve(
     with open_ledger(read) as ledger:
         priced = price(read, ledger, wanted)
         screen.print(str(priced), markup=False)
-        if not yes and not typer.confirm("Approve exactly this plan?"):
+        if not yes and not _agreed("Approve exactly this plan?"):
+            screen.print("not approved")
             raise typer.Exit(1)
         bind(ledger, priced, who or getpass.getuser())
     asked.drop(wanted)
@@ -218,7 +223,10 @@ def ledger(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> N
 
 @site.command()
 def verify(policy: PolicyFile = Path("site.toml")) -> None:
-    """Check the ledger and every ε by a second accountant, and say what is guaranteed; exit code 0 or 1."""
+    """Check the ledger and every ε by a second accountant, and say what is guaranteed.
+
+    Exit code 1 if anything is wrong with the ledger or the log of releases.
+    """
     from client.books import verify as verify_books
     from client.policy import read_policy
     from client.served import open_ledger, release_log
@@ -255,6 +263,13 @@ def _asked(given: T | None, flag: str, question: str, kind: Callable[[str], T]) 
         raise UserError(f"{flag} is missing, and there is nobody to ask: {question}")
     answer: T = typer.prompt(question, value_proc=kind)
     return answer
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        raise UserError("nobody answered; --yes approves without asking") from None
 
 
 def _unit(text: str) -> Unit:

@@ -1,12 +1,15 @@
 """Errors that speak to a person.
 
 A `UserError` is the user's to mend: the command line prints its message without a traceback and exits with
-code 2. Anything else that escapes is a bug of ours.
+its code. Anything else that escapes is a bug of ours.
 """
 
 
 class UserError(Exception):
     """Something the user can put right; the message says what, where, and what would be right."""
+
+    exit_code = 2
+    """What the command line ends with."""
 
 
 class ConfigError(UserError):

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from client.private_data import scenario_records
-from client.simulated import close_sites
+from client.simulated import close_sites, settle_ledgers
 from common.config import RunConfig
 from common.datasets import load_public, sites
 from common.errors import ConfigError, UserError
@@ -68,6 +68,7 @@ def simulate(
             on_stage(seed, "rounds")
             with rounds_watched(folder.path / f"seed-{seed}", on_round):
                 run_once(seeded, backend, final.with_name(f"{final.name}-seed-{seed}.log"))
+            settle_ledgers(seeded, folder.path / f"seed-{seed}")
             on_stage(seed, "comparisons")
             summaries.append(compared(seeded, backend, folder.path / f"seed-{seed}"))
         merged = merge(summaries).model_copy(update={"run_id": final.name})

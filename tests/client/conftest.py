@@ -168,10 +168,15 @@ class Hospital:
         with (self.folder / "serve.log").open("ab") as log:
             return subprocess.Popen(self._command("serve"), env=ENVIRONMENT, stderr=log, stdout=log)
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, answer: str = "") -> subprocess.CompletedProcess[str]:
         """Run `grandrounds site …` on this site's policy."""
         return subprocess.run(
-            self._command(*command), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+            self._command(*command),
+            env=ENVIRONMENT,
+            input=answer,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
     def _command(self, *command: str) -> list[str]:

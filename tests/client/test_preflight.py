@@ -12,6 +12,7 @@ import pytest
 from client.policy import read_policy
 from client.preflight import Finding, preflight
 from client.shelf import shelf_of
+from common.errors import UserError
 
 
 def findings(hospital, **options: str) -> dict[str, Finding]:
@@ -177,8 +178,8 @@ def test_a_coordinator_that_can_be_reached_and_trusted(hospital, coordinator):
 def test_a_coordinator_that_cannot_be_reached(hospital):
     nobody = findings(hospital, coordinator="127.0.0.1:1")["coordinator"]
     assert not nobody.passed and "can't be reached" in nobody.says
-    unclear = findings(hospital, coordinator="somewhere")["coordinator"]
-    assert not unclear.passed and "host:port" in unclear.says
+    with pytest.raises(UserError, match="host:port"):
+        preflight(hospital.policy_path, coordinator="somewhere")
 
 
 # ---- The command ----

@@ -1,8 +1,10 @@
 """Quotes and approvals: a hospital reads what a run costs before any record is touched, and says yes."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from client.served import asked_plans
 from common.accounting import lifetime_epsilon
 from common.messages import Refusal, Release, Rule, decode_answer
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 RUN = """\
 method = "descent"
 num-rounds = 5
@@ -34,8 +37,8 @@ def test_it_says_what_a_run_costs_what_is_left_and_how_many_more_fit(hospital):
     with hospital.open() as site:
         priced = quote(site.policy, site.ledger, hospital.plan())
         assert priced.refused_by is None
-        assert priced.run == hospital.plan().guarantee()
-        assert priced.left == pytest.approx(3.0 - priced.lifetime.epsilon)
+        assert priced.price.run == hospital.plan().guarantee()
+        assert priced.price.left == pytest.approx(3.0 - priced.price.lifetime.epsilon)
         assert [entry.kind for entry in site.ledger.entries()] == ["begin"]
 
 
@@ -48,8 +51,8 @@ def test_as_many_runs_fit_as_it_says(hospital):
             priced = quote(site.policy, site.ledger, plan)
             if priced.refused_by is not None:
                 break
-            assert more is None or priced.more == more - 1
-            more = priced.more
+            assert more is None or priced.price.more == more - 1
+            more = priced.price.more
             assert decode_answer(site.custodian.learn(hospital.task(1, plan).encode())).steps == 1
         assert priced.refused_by is Rule.BUDGET and more == 0
         assert lifetime_epsilon(site.ledger.events(), 1e-5)[0] <= 3.0
@@ -152,23 +155,126 @@ def test_the_books_can_be_read_and_verified(hospital):
     assert forged.returncode == 1 and "that the ledger doesn't hold" in forged.stdout
 
 
-def test_init_asks_what_it_cannot_know_and_never_counts_records(tmp_path):
-    command = [sys.executable, "-m", "grandrounds", "site", "init", str(tmp_path / "site")]
-    alone = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert alone.returncode == 2 and "--name is missing" in alone.stderr
-    described = str(tmp_path / "data.toml")
-    given = ["--name", "north", "--data", described, "--unit", "record", "--lifetime-epsilon", "3"]
-    no_size = subprocess.run([*command, *given], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert no_size.returncode == 2 and "--declared-size is missing" in no_size.stderr
-    whole = [*command, *given, "--declared-size", "100", "--run-epsilon", "1", "--study", "a", "--study", "b"]
-    done = subprocess.run(whole, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def test_what_waits_for_a_person_is_not_called_refused(hospital):
+    hospital.amend({"approval = false": "approval = true"})
+    assert "no plan waits for approval" in hospital.run("approve").stdout
+    asked_plans(read_policy(hospital.policy_path)).keep(hospital.plan())
+    digest = hospital.plan().digest().hex()
+    shown = hospital.run("approve", digest)
+    assert shown.returncode == 2 and "--yes" in shown.stderr and "Traceback" not in shown.stderr
+    assert "No rule refuses it once a person has approved it" in shown.stdout
+    assert "Refused" not in shown.stdout
+    declined = hospital.run("approve", digest, answer="n\n")
+    assert declined.returncode == 1 and "not approved" in declined.stdout
+    with hospital.open() as site:
+        assert site.ledger.approved("study-1", hospital.plan().digest()) is None
+
+
+def test_of_a_run_above_a_cap_none_fit(hospital):
+    with hospital.open() as site:
+        assert quote(site.policy, site.ledger, hospital.plan()).price.more > 0
+    hospital.amend({"study-epsilon = 1.0": "study-epsilon = 0.9"})
+    with hospital.open() as site:
+        priced = quote(site.policy, site.ledger, hospital.plan())
+    assert priced.refused_by is Rule.BUDGET and priced.price.more == 0
+
+
+def test_a_log_of_releases_that_was_tampered_with_fails_the_check(hospital):
+    (hospital.folder / "state" / "releases.jsonl").write_text('{"round": 1}\n')
+    forged = hospital.run("verify")
+    assert forged.returncode == 1 and "is not a line of this log" in forged.stdout
+
+
+# ---- Founding a site ----
+
+DESCRIBED = """\
+target = "ill"
+classes = ["no", "yes"]
+
+[[features]]
+name = "age"
+kind = "numeric"
+
+[sites.north]
+declared-size = 100
+file = "patients.csv"
+"""
+ANSWERS = {
+    "--name": "north",
+    "--data": "data.toml",
+    "--unit": "record",
+    "--declared-size": "100",
+    "--lifetime-epsilon": "3",
+    "--run-epsilon": "1",
+    "--study": "a",
+}
+
+
+def init(folder, **changes: str | None) -> subprocess.CompletedProcess[str]:
+    """Found a site in `folder`/site, with no one to ask."""
+    answers = ANSWERS | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    given = [part for flag, value in answers.items() if value is not None for part in (flag, value)]
+    command = [sys.executable, "-m", "grandrounds", "site", "init", "site", *given]
+    return subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=folder, env=ENVIRONMENT
+    )
+
+
+@pytest.fixture
+def described(tmp_path):
+    (tmp_path / "data.toml").write_text(DESCRIBED)
+    return tmp_path
+
+
+@pytest.mark.parametrize("missing", ["name", "declared_size"])
+def test_init_asks_what_it_cannot_know_and_never_counts_records(described, missing):
+    alone = init(described, **{missing: None})
+    assert alone.returncode == 2 and f"--{missing.replace('_', '-')} is missing" in alone.stderr
+    assert not (described / "site").exists()
+
+
+def test_init_founds_a_site_that_can_be_moved(described):
+    done = init(described)
     assert done.returncode == 0, done.stderr
-    (tmp_path / "data.toml").write_text("")
-    policy = read_policy(tmp_path / "site" / "site.toml")
-    assert policy.allow.studies == ("a", "b") and policy.approval
-    assert (tmp_path / "site" / "site.key").stat().st_mode & 0o777 == 0o600
-    twice = subprocess.run(whole, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    text = (described / "site" / "site.toml").read_text()
+    assert 'description = "../data.toml"' in text and 'listen = "unix:custodian.sock"' in text
+    assert str(described) not in text
+    moved = described / "elsewhere"
+    moved.mkdir()
+    for name in ("site", "data.toml"):
+        (described / name).rename(moved / name)
+    policy = read_policy(moved / "site" / "site.toml")
+    assert policy.allow.studies == ("a",) and policy.approval
+    assert policy.service.listen == f"unix:{moved}/site/custodian.sock"
+    assert (moved / "site" / "site.key").stat().st_mode & 0o777 == 0o600
+    twice = init(moved)
     assert twice.returncode == 2 and "is there already" in twice.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"declared_size": "-5"}, "data.declared-size = -5"),
+        ({"declared_size": "0"}, "data.declared-size = 0"),
+        ({"name": "St. Mary's"}, "site = "),
+        ({"name": 'north"\n'}, "site = "),
+        ({"data": "nowhere.toml"}, "nowhere.toml can't be read"),
+        ({"unit": "patient"}, "no column is named as `patient`"),
+        (
+            {"run_epsilon": "4"},
+            "budget.study-epsilon = 4.0 is refused: expected at most lifetime-eps",
+        ),
+        ({"lifetime_epsilon": "-1"}, "budget.lifetime-epsilon = -1.0"),
+        ({"run_epsilon": "nan"}, "budget.study-epsilon = nan"),
+        ({"delta": "1.5"}, "budget.delta = 1.5"),
+        ({"listen": "tcp:0.0.0.0:1"}, "service.listen"),
+    ],
+)
+def test_init_refuses_what_no_site_can_be_in_one_line_and_writes_nothing(described, changes, named):
+    refused = init(described, **changes)
+    assert refused.returncode == 2 and named in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (described / "site").exists()
 
 
 def test_no_command_of_a_site_waits_for_torch():

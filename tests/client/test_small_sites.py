@@ -19,7 +19,7 @@ def conversation(hospital, site, **plan_changes) -> list[object]:
     heard: list[object] = [
         decode_answer(custodian.offer(Offer(hospital.proxy.digest).encode())),
         decode_answer(custodian.accept_proxy(hospital.proxy.to_bytes())),
-        vars(quote(site.policy, site.ledger, plan).run),
+        vars(quote(site.policy, site.ledger, plan).price.run),
     ]
     for round_number in (1, 2, 3):
         body = custodian.learn(hospital.task(round_number, plan).encode())
@@ -34,7 +34,7 @@ def conversation(hospital, site, **plan_changes) -> list[object]:
         answer = decode_answer(custodian.learn(task.encode()))
         heard.append(answer.rule if not isinstance(answer, Release) else replace(answer, **OPAQUE))
     heard.append(decode_answer(custodian.deliver(b"")))
-    heard.append(vars(quote(site.policy, site.ledger, hospital.plan(study="next")).lifetime))
+    heard.append(vars(quote(site.policy, site.ledger, hospital.plan(study="next")).price.lifetime))
     return heard
 
 

@@ -30,6 +30,8 @@ def test_the_folder_has_the_whole_and_each_seed(simulated):
     shown = {"summary.json", "report.html", "teacher.safetensors", "student.safetensors", "seed-4", "seed-1"}
     assert {path.name for path in final.iterdir()} == shown
     assert [path.name for path in final.parent.iterdir()] == ["results"]
+    kept = {path.name for path in (final / "seed-4" / "sites").rglob("*") if path.is_file()}
+    assert {name for name in kept if name.startswith("ledger")} == {"ledger.db"}
     assert read(final / "summary.json") == summary
     for model in MODELS:
         assert (final / model).read_bytes() == (final / "seed-4" / model).read_bytes()
