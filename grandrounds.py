@@ -16,7 +16,7 @@ from rich.console import Console
 
 from client.site_commands import site
 from common.errors import UserError
-from simulations.commands import proxy, simulate
+from simulations.commands import compare, proxy, simulate
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit codes, as shells give them."""
@@ -28,6 +28,7 @@ cli = typer.Typer(
     add_completion=False,
 )
 cli.command()(simulate)
+cli.command()(compare)
 cli.command()(proxy)
 cli.add_typer(site, name="site")
 

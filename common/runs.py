@@ -67,13 +67,11 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not resumes and (path / CHECKPOINT).exists():
-                raise UserError(
-                    f"{final} was begun by a run that can go on (resumable = true): let it, or remove {path}"
-                )
-            for stale in path.iterdir():  # what a run left that was killed
-                if stale.name != LOCK and not resumes:
-                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            if not resumes:
+                if (path / CHECKPOINT).exists():
+                    begun = f"{final} was begun by a run that can go on (resumable = true)"
+                    raise UserError(f"{begun}: let it, or remove {path}")
+                _clear(path)  # what a run left that was killed
         except BlockingIOError:
             raise UserError(
                 f"{final} is being written by another run: wait for it, or choose another place"
@@ -86,6 +84,11 @@ class RunFolder:
     def name(self) -> str:
         """The run's id."""
         return self.final.name
+
+    def clear(self) -> None:
+        """Remove what another run left that this one can't take up."""
+        with disk_errors(self.final):
+            _clear(self.path)
 
     def keep_model(self, name: str, body: bytes) -> None:
         """Write a model's file."""
@@ -111,6 +114,12 @@ class RunFolder:
             self._lock.close()
         if full:
             raise UserError(f"{self.final} can't be written: the disk is full") from error
+
+
+def _clear(folder: Path) -> None:
+    for stale in folder.iterdir():
+        if stale.name != LOCK:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 @contextmanager

@@ -85,6 +85,86 @@ def simulate(
         Console().print(f"Report: {final / 'report.html'}", soft_wrap=True)
 
 
+def compare(
+    scenario: Annotated[
+        str, typer.Argument(help="heart, thyroid, fashion, own, or a run-config TOML file.")
+    ] = "heart",
+    epsilons: Annotated[str, typer.Option(help="Budgets to compare under, such as 1,3,8.")] = "1,3,8",
+    seeds: Annotated[str, typer.Option(help="Repetitions, such as 0,1,2.")] = "0,1,2",
+    methods: Annotated[
+        str | None, typer.Option(help="Some of the methods, with commas between. Default: all.")
+    ] = None,
+    run_config: Annotated[
+        list[str] | None, typer.Option(help="Overrides, as in simulate. May be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results; default runs/compare-<scenario>-<digest of the question>."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print compare.json on standard output, and nothing else.")
+    ] = False,
+) -> None:
+    """Hold the federation against other methods. If interrupted, the same command goes on."""
+    sys.path.append(os.getcwd())  # the user's own `module:function` lies where the command is typed
+    config = run_settings(scenario, run_config or [])
+    budgets, repetitions = parse_epsilons(epsilons), parse_seeds(seeds)
+
+    from common.runs import working_folder
+    from simulations.baselines.registry import METHODS
+    from simulations.compare import ask
+    from simulations.compare import compare as run
+    from simulations.compare_page import comparison_table
+    from simulations.comparison import Cell
+
+    chosen = list(METHODS) if methods is None else [name.strip() for name in methods.split(",")]
+    question = ask(config, budgets, repetitions, chosen)
+    name = config.run_id or f"compare-{config.scenario}-{question.digest()[:8]}"
+    final = (out or Path(config.out) / name).absolute()
+    quiet_libraries()
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=screen,
+    )
+    bar = progress.add_task("", total=None)
+
+    def on_cell(cell: Cell, done: int, total: int) -> None:
+        progress.start()
+        at = "" if cell.epsilon is None else f", ε = {cell.epsilon:g}"
+        description = f"seed {cell.seed}{at}: {METHODS[cell.method].label}"
+        progress.update(bar, description=description, completed=done, total=total)
+
+    try:
+        comparison = run(config, question, final, on_cell)
+        progress.update(bar, description="done", completed=progress.tasks[0].total)
+    except BaseException:
+        progress.stop()
+        if working_folder(final).exists():
+            screen.print("What is finished is kept: the same command goes on from there.")
+        raise
+    finally:
+        progress.stop()
+    if as_json:
+        sys.stdout.write(comparison.model_dump_json(indent=1) + "\n")
+    else:
+        Console().print(comparison_table(comparison))
+        Console().print(f"Page: {final / 'compare.html'}", soft_wrap=True)
+
+
+def parse_epsilons(text: str) -> list[float]:
+    """Read `1,3,8`."""
+    try:
+        epsilons = [float(part) for part in text.split(",")]
+    except ValueError:
+        epsilons = []
+    if not epsilons or not all(0 < epsilon <= 1e3 for epsilon in epsilons):
+        raise UserError(f"--epsilons {text!r} is refused: expected numbers above 0, such as 1,3,8")
+    return epsilons
+
+
 def parse_seeds(text: str) -> list[int]:
     """Read `0,1,2`."""
     try:

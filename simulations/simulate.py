@@ -23,7 +23,7 @@ from common.runs import RunFolder, disk_errors, working_folder
 from common.summary import Round, Summary, merge, read
 from server.preconditions import check as check_run
 from server.results import ROUNDS, peak_memory_mib, write_results
-from simulations.comparisons import with_comparisons
+from simulations.baselines.references import with_comparisons
 from simulations.inprocess import run_inprocess
 from simulations.ray_backend import find_project, run_ray
 

@@ -25,6 +25,7 @@ INK, MUTED, GRID, PAPER = "#010001", "#010002", "#010003", "#010004"
 COLOURS: Mapping[Kind, str] = {
     "public": "#010011",
     "sites": "#010012",
+    "baseline": "#010015",
     "federation": "#010013",
     "pooled": "#010014",
 }
@@ -35,7 +36,7 @@ _VARIABLES = {
     PAPER: "--paper",
     **{colour: f"--{kind}" for kind, colour in COLOURS.items()},
 }
-MARKERS: Mapping[Kind, str] = {"public": "s", "sites": "^", "federation": "o", "pooled": "D"}
+MARKERS: Mapping[Kind, str] = {"public": "s", "sites": "^", "baseline": "v", "federation": "o", "pooled": "D"}
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text as text: it can be read aloud, searched and copied
@@ -105,11 +106,17 @@ class Label:
     weight: str = "normal"
 
 
-def label_right(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write labels to the right of the axes, pushed apart, each tied to its height by a line."""
+def label_right(axes: Axes, labels: Sequence[Label], least: float = 0.07) -> None:
+    """Write labels to the right of the axes, pushed apart, each tied to its height by a line.
+
+    Args:
+        axes: Their heights are those of the labels.
+        labels: What to write.
+        least: Distance between two labels, as a share of the height of the axes.
+    """
     low, high = axes.get_ylim()
     labels = sorted(labels, key=lambda label: label.height)
-    places = _apart([label.height for label in labels], 0.07 * (high - low))
+    places = _apart([label.height for label in labels], least * (high - low))
     beside = axes.get_yaxis_transform()
     for label, place in zip(labels, places, strict=True):
         tie: dict[str, Any] = {"transform": beside, "color": label.colour, "linewidth": 0.8, "clip_on": False}

@@ -73,7 +73,7 @@ def render(summary: Summary) -> str:
     """
     absences = _absences(summary.history)
     metrics = list(summary.results.federation)
-    return _ENVIRONMENT.from_string(PAGE).render(
+    return ENVIRONMENT.from_string(PAGE).render(
         summary=summary,
         seeds=len(summary.seeds),
         facts=_facts(summary),
@@ -116,7 +116,8 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-_ENVIRONMENT = _environment()
+ENVIRONMENT = _environment()
+"""What fills a page in: every value escaped, numbers and names in the words of `words`."""
 
 
 def _facts(summary: Summary) -> list[str]:

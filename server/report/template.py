@@ -10,13 +10,13 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #ffffff; --wash: #f5f7fa; --ink: #18212f; --muted: #5a6678; --line: #dbe1ea;
-  --federation: #0072b2; --public: #00795a; --sites: #b94f00; --pooled: #8d4379;
+  --federation: #0072b2; --public: #00795a; --sites: #b94f00; --pooled: #8d4379; --baseline: #7a6200;
   --gain: #00795a; --mixed: #8a6100; --none: #a53a1f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #11161d; --wash: #1a212b; --ink: #e7ecf3; --muted: #9eabbc; --line: #313c4a;
-    --federation: #5cb4f0; --public: #3ccaa2; --sites: #f3965a; --pooled: #e09acb;
+    --federation: #5cb4f0; --public: #3ccaa2; --sites: #f3965a; --pooled: #e09acb; --baseline: #dcc04a;
     --gain: #3ccaa2; --mixed: #e5b84c; --none: #ff8f70;
   }
 }
@@ -71,6 +71,7 @@ th:last-child, td:last-child { padding-right: 0; }
 .key { display: inline-block; width: 0.62em; height: 0.62em; margin-right: 0.55em; border-radius: 2px;
   background: var(--colour); }
 .k-public { --colour: var(--public); } .k-sites { --colour: var(--sites); }
+.k-baseline { --colour: var(--baseline); }
 .k-federation { --colour: var(--federation); border-radius: 50%; } .k-pooled { --colour: var(--pooled); }
 .promises { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem;
   margin-top: 0.8rem; }
@@ -86,7 +87,7 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono",
   :root {
     color-scheme: light;
     --paper: #ffffff; --wash: #f5f7fa; --ink: #18212f; --muted: #5a6678; --line: #dbe1ea;
-    --federation: #0072b2; --public: #00795a; --sites: #b94f00; --pooled: #8d4379;
+    --federation: #0072b2; --public: #00795a; --sites: #b94f00; --pooled: #8d4379; --baseline: #7a6200;
     --gain: #00795a; --mixed: #8a6100; --none: #a53a1f;
   }
   html { font-size: 12px; }
@@ -345,22 +346,22 @@ It shows what a federation would gain and cost.</li>
 </main>
 """
 
-PAGE = (
-    """<!doctype html>
+
+def whole_page(title: str, body: str) -> str:
+    """Put a body into a page that opens offline; both are templates."""
+    return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="color-scheme" content="light dark">
-<title>Grand Rounds report: {{ summary.scenario|plain }}</title>
-<style>"""
-    + STYLE
-    + """</style>
+<title>{title}</title>
+<style>{STYLE}</style>
 </head>
-<body>"""
-    + BODY
-    + """</body>
+<body>{body}</body>
 </html>
 """
-)
+
+
+PAGE = whole_page("Grand Rounds report: {{ summary.scenario|plain }}", BODY)

@@ -19,7 +19,8 @@ from typing import Literal
 from common.summary import Metrics, Statistic, Summary
 from server.report.words import SMALLEST_SHOWN, counted, metric_name, plain, points, score
 
-Kind = Literal["public", "sites", "federation", "pooled"]
+Kind = Literal["public", "sites", "baseline", "federation", "pooled"]
+"""What a contender has to go by; a baseline is a federation by another method (`grandrounds compare`)."""
 Standing = Literal["ahead", "level", "behind"]
 Tone = Literal["gain", "mixed", "none"]
 

@@ -52,6 +52,20 @@ def test_two_runs_never_write_to_the_same_place(tmp_path):
     assert (tmp_path / "run" / "student.safetensors").exists()
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, UserError])
+def test_a_run_that_resumes_leaves_its_work_to_the_next_of_its_name(tmp_path, interruption):
+    with pytest.raises(interruption), RunFolder.open(tmp_path / "run", resumes=True) as folder:
+        write(folder)
+        raise interruption
+    assert not folder.final.exists()
+    with RunFolder.open(tmp_path / "run", resumes=True) as folder:
+        assert (folder.path / "student.safetensors").read_bytes() == b"weights"
+        folder.clear()
+        assert [path.name for path in folder.path.iterdir()] == [LOCK]
+        write(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     left = working_folder(tmp_path / "run")
     (left / "sites" / "a").mkdir(parents=True)

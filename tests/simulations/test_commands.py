@@ -7,34 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import grandrounds
 from common.errors import UserError
 from common.runs import RunFolder
 from simulations.commands import parse_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Run a command in this process; return exit code, standard output and standard error."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["grandrounds", *arguments])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            grandrounds.main()
-        shown = capsys.readouterr()
-        return end.value.code or 0, shown.out, shown.err
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def start(folder: Path, *arguments: str, **options) -> "subprocess.Popen[str]":

@@ -6,9 +6,10 @@ import torch
 
 from client.private_step import Units
 from common.config import RunConfig
-from common.datasets import load_private, load_public, sites
+from common.datasets import load_private, sites
 from common.summary import Results, statistic
-from simulations.comparisons import Party, mean_over_sites, open_parties, pool, with_comparisons
+from simulations.baselines.bench import Bench, Party, pool
+from simulations.baselines.references import mean_over_sites, with_comparisons
 from simulations.settings import run_settings
 
 FEDERATION = Results(federation={"auroc": statistic([0.9]), "accuracy": statistic([0.8])})
@@ -61,8 +62,8 @@ def test_the_same_seed_gives_the_same_rows_and_a_smaller_budget_worse_ones(compa
 
 def test_the_pooled_party_holds_every_record_once():
     config = configured()
-    parties = open_parties(config, load_public(config))
-    together = pool(parties)
+    bench = Bench.open(config)
+    parties, together = bench.parties, bench.pooled
     held = [len(load_private(config, site.name)) for site in sites(config)]
     assert [len(party.units.y_N) for party in parties] == held
     assert len(together.units.y_N) == len(together.units.count_U) == sum(held)
@@ -80,7 +81,7 @@ def test_patients_stay_whole_in_the_pool():
         return Party(name, Units.group(phi, torch.zeros(count, dtype=torch.int64), np.array(patients)), count)
 
     a, b = party("a", [1, 0, 1]), party("b", [0, 0, 1, 1, 1])
-    units = pool([a, b]).units
+    units = pool((a, b)).units
     seen = [
         set(units.phi_ND[units.order_N[start : start + count], 0].tolist())
         for start, count in zip(units.start_U, units.count_U, strict=True)

@@ -1,0 +1,46 @@
+"""The federation itself, run through the real apps as `simulate` runs them."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from common.accounting import Guarantee
+from common.config import RunConfig
+from common.plan import plan_of
+from common.summary import Summary, read
+from server.app import draw_up
+from server.methods import State
+from server.teacher import choose_cases
+from simulations.baselines.bench import Bench, Outcome
+from simulations.simulate import run_once
+
+
+def federation(config: RunConfig, bench: Bench) -> Outcome:
+    """Run coordinator, couriers and custodians on this machine; the folder of the run is not kept."""
+    with tempfile.TemporaryDirectory(prefix="grandrounds-") as out:
+        own = config.model_copy(update={"out": out, "run_id": "compared", "resumable": False})
+        run_once(own, "inprocess", Path(out) / "unused.log")
+        summary = read(Path(out) / "compared" / "summary.json")
+    scores = {name: score.mean for name, score in summary.results.federation.items()}
+    return Outcome(
+        scores,
+        _guarantee(summary),
+        summary.rounds,
+        summary.bytes_up_per_site_per_round.mean,
+        _task_bytes(config, bench),
+    )
+
+
+def _guarantee(summary: Summary) -> Guarantee:
+    paid = max(summary.privacy, key=lambda line: line.epsilon)
+    return Guarantee(paid.epsilon, paid.delta, paid.unit, paid.adjacency, paid.accountant, paid.horizon)  # type: ignore[arg-type]
+
+
+def _task_bytes(config: RunConfig, bench: Bench) -> int:
+    """The length of a round's task: the plan, the cases and their soft labels."""
+    proxy = bench.public.proxy
+    classes = len(proxy.preprocessing.classes)
+    plan = plan_of(config, study="compared", proxy_digest=proxy.digest, classes=classes)
+    cases_P = choose_cases(config, len(proxy))
+    return len(draw_up(plan, 1, cases_P, State.start(np.zeros((len(cases_P), classes)))).encode())
