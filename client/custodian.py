@@ -31,6 +31,7 @@ from client.ledger import AlreadyCommitted, Ledger, LedgerError, Refused
 from client.policy import SitePolicy
 from client.shelf import MOST_PROXY_BYTES, Shelf, ShelfFull
 from common.architectures import Architecture, architecture_of
+from common.config import MOST_STEPS
 from common.messages import NO_HEAD, Greeting, MessageError, Offer, Receipt, Refusal, Rule, Task
 from common.proxy import Proxy
 
@@ -82,7 +83,14 @@ class Custodian:
         except MessageError:
             return Refusal(Rule.MALFORMED).encode()
         knows_proxy = self.shelf.proxy(asked) is not None
-        return Greeting(self.policy.site, self.policy.data.declared_size, knows_proxy).encode()
+        policy = self.policy
+        return Greeting(
+            policy.site,
+            policy.data.declared_size,
+            most_epsilon=policy.budget.run_epsilon,
+            most_rounds=min(policy.allow.rounds, MOST_STEPS),
+            knows_proxy=knows_proxy,
+        ).encode()
 
     def accept_proxy(self, body: bytes) -> bytes:
         """Keep a public set under its digest."""

@@ -90,7 +90,7 @@ def quote(policy: SitePolicy, ledger: Ledger, plan: Plan) -> Quote:
 
 
 def plan_from_run_config(policy: ServedPolicy, sources: Sequence[str], study: str) -> Plan:
-    """Draw up the plan that a run configuration asks for.
+    """Draw up the plan that a run configuration asks for, within the site's caps as a coordinator would.
 
     The public set is the one that the policy allows or that is here, if there is just one; what a run costs
     doesn't depend on it, but the plan's digest does, so only a plan that came from the coordinator can be
@@ -102,9 +102,10 @@ def plan_from_run_config(policy: ServedPolicy, sources: Sequence[str], study: st
     config = read_run_config(sources)
     allowed = [digest for digest in policy.allow.proxies if digest != ANY]
     digests = allowed or [proxy.digest.hex() for proxy in shelf_of(policy).all_proxies()]
-    return plan_of(
+    plan = plan_of(
         config,
         study=study or config.run_id or "unnamed",
         proxy_digest=bytes.fromhex(digests[0]) if len(digests) == 1 else bytes(32),
         classes=len(read_description(Path(policy.data.description)).classes),
     )
+    return plan.within(policy.budget.run_epsilon, policy.allow.rounds)

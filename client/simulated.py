@@ -48,7 +48,8 @@ def _open_site(config: RunConfig, folder: Path, place: int) -> Custodian:
     site = sites(config)[place]
     state = folder / "sites" / site.name
     state.mkdir(parents=True, exist_ok=True)
-    policy = permissive_policy(config, site.name, site.declared_size, state)
+    most_epsilon = config.privacy.most_epsilon(place)
+    policy = permissive_policy(config, site.name, site.declared_size, most_epsilon, state)
     hold_out = HoldOut(_key(config.seed, site.name), policy.data.hold_out)
     custodian = Custodian(
         policy=policy,
@@ -81,8 +82,10 @@ def settle_ledgers(config: RunConfig, folder: Path) -> None:
         open_ledger(path.parent, config.seed, path.parent.name, config.privacy.unit).close()
 
 
-def permissive_policy(config: RunConfig, site: str, declared_size: int, state: Path) -> SitePolicy:
-    """A policy that allows exactly what the run configuration asks for."""
+def permissive_policy(
+    config: RunConfig, site: str, declared_size: int, most_epsilon: float, state: Path
+) -> SitePolicy:
+    """A policy that allows exactly what the run configuration asks for, at the site's own ε."""
     epsilon, student = config.privacy.epsilon, config.student.model
     rounds, steps_per_round = config.schedule
     return SitePolicy(
@@ -101,7 +104,7 @@ def permissive_policy(config: RunConfig, site: str, declared_size: int, state: P
             delta=config.privacy.delta,
             lifetime_epsilon=10 * epsilon,
             study_epsilon=10 * epsilon,
-            run_epsilon=epsilon,
+            run_epsilon=most_epsilon,
         ),
         allow=AllowPolicy(
             studies=(ANY,),

@@ -33,6 +33,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Epsilon = Annotated[float, Field(gt=0, le=1e3)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
 SampleRate = Annotated[float, Field(gt=0, le=1)]
+NUMBERS = r"^(\d{1,3}(\.\d{1,6})?(,\d{1,3}(\.\d{1,6})?)*)?$"
+"""Numbers with commas between, since a run config holds no lists."""
 
 
 class Aggregation(Strict):
@@ -99,6 +101,8 @@ class Privacy(Strict):
 
     epsilon: Epsilon = 1.0
     """Target ε of the whole run at each site; σ is calibrated to it."""
+    site_epsilons: Annotated[str, Field(pattern=NUMBERS)] = ""
+    """Caps on ε of a simulation's sites, in turn, such as `0.3,1,3`; empty: all give what is asked."""
     delta: Delta = 1e-5
     """Target δ of the whole run."""
     unit: Literal["record", "patient"] = "record"
@@ -116,10 +120,17 @@ class Privacy(Strict):
     hold_out_share: Fraction = 0.0
     """Share of ε that buys, in the last round, each site's accuracy on patients it holds out; 0 buys none."""
 
+    def most_epsilon(self, place: int) -> float:
+        """What the site at a place (from 0) of a simulation gives at most to a run."""
+        caps = [float(cap) for cap in self.site_epsilons.split(",") if cap]
+        return min(self.epsilon, caps[place % len(caps)]) if caps else self.epsilon
+
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
         if self.histogram_share + self.hold_out_share >= 1:
             raise ValueError("shares of ε that leave something for the private steps")
+        if any(float(cap) == 0 for cap in self.site_epsilons.split(",") if cap):
+            raise ValueError("caps above 0 in site-epsilons")
         return self
 
 

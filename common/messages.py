@@ -5,7 +5,7 @@ Six bodies travel, each inside one Flower message in an envelope with no other f
 | body | from | holds |
 |---|---|---|
 | `Offer` | server | digest of the proxy this run uses |
-| `Greeting` | site | its name, its declared public size, and whether it knows that proxy |
+| `Greeting` | site | its name, its declared size, its caps on one run, whether it knows that proxy |
 | `Task` | server | the plan, the round, which proxy cases, the teacher's soft labels on them |
 | `Release` | site | quantised logits (or their movement) on them: *all that is learned from patients* |
 | `Refusal` | site | the name of a rule, the digests needed to see why |
@@ -18,6 +18,7 @@ raise `MessageError` and nothing else.
 """
 
 import hashlib
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -89,29 +90,42 @@ class Greeting:
         site: Its name.
         declared_size: The one public size that its policy declares: denominator of its steps and weight in
             the ensemble.
+        most_epsilon: Its policy's cap on the ε of one run; a plan that costs more is drawn up anew within it.
+        most_rounds: Its policy's cap on the rounds of one run, likewise.
         knows_proxy: Whether it has the offered proxy.
     """
 
     site: str
     declared_size: int
+    most_epsilon: float
+    most_rounds: int
     knows_proxy: bool
 
     def encode(self) -> bytes:
         """Write the greeting down, in a fixed length."""
-        return _GREETING.pack(b"GRG1", self.site.encode(), self.declared_size, self.knows_proxy)
+        return _GREETING.pack(
+            b"GRG2",
+            self.site.encode(),
+            self.declared_size,
+            self.most_epsilon,
+            self.most_rounds,
+            self.knows_proxy,
+        )
 
     @classmethod
     def decode(cls, body: bytes) -> "Greeting":
         """Read a greeting; raises `MessageError`."""
-        _expect(len(body) == _GREETING.size and body[:4] == b"GRG1", "not a greeting")
-        _, name, declared_size, knows_proxy = _GREETING.unpack(body)
+        _expect(len(body) == _GREETING.size and body[:4] == b"GRG2", "not a greeting")
+        _, name, declared_size, most_epsilon, most_rounds, knows_proxy = _GREETING.unpack(body)
         site = name.rstrip(b"\0").decode("ascii", errors="replace")
         _expect(
             re.fullmatch(r"[A-Za-z0-9._-]+", site) is not None,
             "a site's name has other than letters, digits, . _ -",
         )
         _expect(declared_size >= 1, "a declared size of 0")
-        return cls(site, declared_size, bool(knows_proxy))
+        _expect(math.isfinite(most_epsilon) and most_epsilon > 0, "a cap on ε that is no positive number")
+        _expect(most_rounds >= 1, "a cap of 0 rounds")
+        return cls(site, declared_size, most_epsilon, most_rounds, bool(knows_proxy))
 
 
 @dataclass(frozen=True)
@@ -326,12 +340,12 @@ class Receipt:
 
 Answer = Greeting | Release | Refusal | Receipt
 
-_GREETING = struct.Struct("<4s64sI?")
+_GREETING = struct.Struct("<4s64sIdI?")
 _TASK = struct.Struct("<4sIIH32sI")
 _RELEASE = struct.Struct("<4sBIIIHHf32s32s32s")
 _REFUSAL = struct.Struct("<4sB32s32s")
 _ANSWERS: dict[bytes, Callable[[bytes], Answer]] = {
-    b"GRG1": Greeting.decode,
+    b"GRG2": Greeting.decode,
     b"GRR1": Release.decode,
     b"GRX1": Refusal.decode,
     b"GRA1": Receipt.decode,

@@ -95,6 +95,11 @@ class Plan(BaseModel):
             raise ValueError("shares that leave something of ε for the private steps")
         return self
 
+    def within(self, most_epsilon: float, most_rounds: int) -> "Plan":
+        """The same plan for a site that gives less: its own ε, hence its own σ, and its own last round."""
+        own = {"epsilon": min(self.epsilon, most_epsilon), "rounds": min(self.rounds, most_rounds)}
+        return self.model_copy(update=own)
+
     def canonical(self) -> bytes:
         """The plan's canonical JSON, the same on every machine."""
         # pydantic writes fields in the order of their definition and floats in their shortest exact form.

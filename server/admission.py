@@ -14,17 +14,18 @@ from flwr.common.serde import message_to_proto
 
 from common.envelope import unseal
 from common.messages import Answer, MessageError, Refusal, Release, Task, decode_answer
-from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM
+from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM, Plan
 from server.aggregation import Contribution
 
 
 @dataclass(frozen=True)
 class Member:
-    """A site as the coordinator knows it."""
+    """A site as the coordinator knows it, and the run's plan within that site's own caps."""
 
     node_id: int
     site: str
     declared_size: int
+    plan: Plan
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """The coordinator, from start to end. This file is the algorithm; read it first.
 
 1. The labelled public cases make the **teacher**; its logits on the run's proxy cases are the state z.
-2. The sites are called; those that don't know the **proxy** are sent it, once.
+2. The sites are called; those that don't know the **proxy** are sent it, once. Each gets the plan within
+   its own caps, and who comes late is enrolled between rounds (`server.roll`).
 3. Every round:
    a. z becomes **soft labels** at the students' temperature, and with the plan a `Task`;
    b. each site's custodian lets its **student** learn them, take private steps, and say what it thinks
       (`client.custodian`);
    c. releases are admitted as hostile input (`server.admission`), the **ensemble** is formed
-      (`server.aggregation`), and z advances (`server.methods`);
+      (`server.aggregation`, weights in `server.weights`), and z advances (`server.methods`);
    d. the teacher learns from z and is judged on public test cases.
    A run that is `resumable` is kept before a task is sent and after each round (`server.checkpoint`).
 4. z is distilled into the student that goes back to every site; the results are written.
@@ -31,14 +32,17 @@ from common.messages import Task
 from common.plan import Plan, plan_of, rule_of
 from common.runs import RunFolder, final_folder
 from common.summary import Results
+from server.admission import Member
 from server.aggregation import aggregate
 from server.checkpoint import Progress, keep, resume
-from server.correspondence import ask_round, call_roll, deliver_student
+from server.correspondence import ask_round, deliver_student
 from server.methods import State, method_of
 from server.preconditions import check
 from server.public_baselines import public_baselines
 from server.results import Journal, metrics_of
+from server.roll import Roll
 from server.teacher import NONE, Teacher, choose_cases
+from server.weights import weights_of
 
 LEAST_LOG_LABEL = -60.0
 """Soft labels below e^-60 say no more; float16 keeps what is above to 3 decimal digits."""
@@ -83,29 +87,34 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             classes=len(public.proxy.preprocessing.classes),
         )
         agreed = {site.name: site.declared_size for site in sites(config)}
-        roll = call_roll(grid, public.proxy, agreed, config.round_timeout)
+        roll = Roll(grid, public.proxy, plan, agreed, progress.record.plans)
+        roll.call(config.round_timeout)
         require_sites(config, "roll call", roll.members, roll.absent)
         journal = Journal(folder, config, plan, progress.record)
         for round_number in range(progress.held + 1, plan.rounds + 1):
             progress.task = task = progress.task or draw_up(plan, round_number, cases_P, progress.state)
             keep(folder, config, progress)
-            admitted = ask_round(grid, task, roll.members, progress.heads, config.round_timeout)
-            absent = {**roll.absent, **admitted.left_out}
-            require_sites(config, f"round {round_number}", admitted.contributions, absent)
+            tasks, done = tasks_of(task, roll.members)
+            absent = {**roll.absent, **done}
+            admitted = ask_round(grid, tasks, roll.members, progress.heads, config.round_timeout)
+            left_out = {**absent, **admitted.left_out}
+            require_sites(config, f"round {round_number}", admitted.contributions, left_out)
             progress.heads |= admitted.heads
             progress.histograms |= {
                 one.site: one.histogram_C for one in admitted.contributions if one.histogram_C
             }
+            weights = weights_of(roll.members)
             opinions = [
-                replace(one, histogram_C=progress.histograms.get(one.site, ()))
+                replace(one, weight=weights[one.site], histogram_C=progress.histograms.get(one.site, ()))
                 for one in admitted.contributions
             ]
             ensemble_PC = aggregate(rule, opinions, config.aggregation)
             progress.state = method.advance(progress.state, ensemble_PC, round_number, config)
             teacher.learn(progress.state.taught_PC)
-            journal.note(round_number, admitted, roll, teacher.test_scores())
+            journal.note(round_number, admitted, tasks.keys(), absent, teacher.test_scores())
             progress.held, progress.task, progress.teacher = round_number, None, teacher.learner.state()
             keep(folder, config, progress)
+            roll.call(0.0)
 
         student = Teacher.open(config, public, cases_P, config.student)
         student.learn(progress.state.taught_PC)
@@ -117,7 +126,7 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         public_only, public_only_if_labelled = public_baselines(config, public)
         journal.finish(
             public,
-            roll.members,
+            agreed,
             Results(
                 federation=metrics_of(teacher.test_scores()),
                 student=metrics_of(student.test_scores()),
@@ -133,6 +142,21 @@ def draw_up(plan: Plan, round_number: int, cases_P: NDArray[np.int32], state: St
     """Make a round's task: z as soft labels at the students' temperature."""
     soft_PC = log_soft_labels(state.z_PC.astype(np.float32), plan.student.temperature)
     return Task(plan, round_number, cases_P, np.clip(soft_PC, LEAST_LOG_LABEL, 0.0).astype(np.float16))
+
+
+def tasks_of(task: Task, members: Mapping[str, Member]) -> tuple[dict[str, Task], dict[str, str]]:
+    """The round's task under each site's own plan, and why some sites get none."""
+    tasks = {
+        site: replace(task, plan=member.plan)
+        for site, member in members.items()
+        if task.round <= member.plan.rounds
+    }
+    done = {
+        site: f"its own plan ended with round {members[site].plan.rounds}"
+        for site in members
+        if site not in tasks
+    }
+    return tasks, done
 
 
 def require_sites(config: RunConfig, when: str, present: Sized, absent: Mapping[str, str]) -> None:

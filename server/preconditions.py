@@ -42,8 +42,9 @@ def _check_test_cases(public: PublicData) -> None:
 def _check_budget(config: RunConfig, public: PublicData) -> None:
     classes = len(public.proxy.preprocessing.classes)
     plan = plan_of(config, study="unnamed", proxy_digest=public.proxy.digest, classes=classes)
+    poorest = min(config.privacy.most_epsilon(place) for place in range(len(sites(config))))
     try:
-        plan.noise_multiplier()
+        plan.within(poorest, plan.rounds).noise_multiplier()
     except UserError as error:
         expected = f"one that {plan.rounds * plan.steps_per_round} private steps can be priced for ({error})"
         raise ConfigError("run config", "privacy.epsilon", config.privacy.epsilon, expected) from None

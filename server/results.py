@@ -7,7 +7,7 @@ a result for one.
 import logging
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +32,7 @@ from common.summary import (
     statistic,
     write,
 )
-from server.admission import Admitted, Member
-from server.correspondence import Roll
+from server.admission import Admitted
 from server.report.page import render
 
 log = logging.getLogger("flwr")  # shows where a Flower user looks
@@ -70,7 +69,8 @@ class Record(BaseModel):
         rounds: A line a round.
         payload: Bytes of every release.
         wire: Bytes of every whole answer.
-        charged: Sites that may have charged their budget.
+        plans: Each site's plan, once it has taken part in the roll.
+        charged: In how many rounds each site may have charged its budget.
         seconds: How long the run had worked before it broke off.
         teacher_alone: Scores of the teacher before the first round.
     """
@@ -80,7 +80,8 @@ class Record(BaseModel):
     rounds: list[Round] = []
     payload: list[int] = []
     wire: list[int] = []
-    charged: set[str] = set()
+    plans: dict[str, Plan] = {}
+    charged: dict[str, int] = {}
     seconds: float = 0.0
     teacher_alone: Metrics | None = None
 
@@ -98,22 +99,38 @@ class Journal:
         if record.rounds:  # a run that goes on: its file may have a line more than was kept
             self._write("w", record.rounds)
 
-    def note(self, round_number: int, admitted: Admitted, roll: Roll, scores: Mapping[str, float]) -> None:
-        """Write one round down."""
+    def note(
+        self,
+        round_number: int,
+        admitted: Admitted,
+        asked: Collection[str],
+        absent: Mapping[str, str],
+        scores: Mapping[str, float],
+    ) -> None:
+        """Write one round down.
+
+        Args:
+            round_number: Which.
+            admitted: What came of it.
+            asked: Sites that were sent a task; who doesn't say that it took no step may have charged.
+            absent: Why others weren't.
+            scores: The teacher's on the public test cases.
+        """
         record = self._record
         sizes = list(admitted.payload_bytes.values())
         record.payload += sizes
         record.wire += admitted.wire_bytes.values()
-        record.charged |= roll.members.keys() - admitted.idle
+        for site in set(asked) - admitted.idle:
+            record.charged[site] = record.charged.get(site, 0) + 1
         line = Round(
             seed=self._config.seed,
             round=round_number,
             metrics={name: scores[name] for name in REPORTED if name in scores},
-            epsilon_spent=self._plan.guarantee(round_number).epsilon if record.charged else 0.0,
+            epsilon_spent=self._epsilon_spent(),
             hold_out_accuracy=dict(admitted.hold_out),
             answered=tuple(one.site for one in admitted.contributions),
             left_out=tuple(
-                LeftOut(site=site, reason=why) for site, why in {**roll.absent, **admitted.left_out}.items()
+                LeftOut(site=site, reason=why) for site, why in {**absent, **admitted.left_out}.items()
             ),
             bytes_up=_bytes(sizes),
         )
@@ -122,23 +139,28 @@ class Journal:
         self._write("a", [line])
         log.info("round %d of %d: %s", round_number, self._plan.rounds, in_words(line))
 
+    def _epsilon_spent(self) -> float:
+        """The greatest ε that any site may have spent so far."""
+        spent = {(self._record.plans[site], rounds) for site, rounds in self._record.charged.items()}
+        return max((plan.guarantee(rounds).epsilon for plan, rounds in spent), default=0.0)
+
     def _write(self, mode: str, lines: Iterable[Round]) -> None:
         path = self._folder / ROUNDS
         with disk_errors(path), path.open(mode) as file:
             file.writelines(line.model_dump_json() + "\n" for line in lines)
 
-    def finish(self, public: PublicData, members: Mapping[str, Member], results: Results) -> None:
+    def finish(self, public: PublicData, declared_sizes: Mapping[str, int], results: Results) -> None:
         """Sum the run up: `summary.json` and `report.html`."""
-        write_results(self._summary(public, members, results), self._folder)
+        write_results(self._summary(public, declared_sizes, results), self._folder)
 
-    def _summary(self, public: PublicData, members: Mapping[str, Member], results: Results) -> Summary:
+    def _summary(self, public: PublicData, declared_sizes: Mapping[str, int], results: Results) -> Summary:
         classes = public.proxy.preprocessing.classes
         labelled = int((public.proxy.y >= 0).sum())
         return Summary(
             scenario=self._config.scenario,
             seeds=(self._config.seed,),
             results=results,
-            privacy=tuple(self._privacy(site) for site in members),
+            privacy=tuple(self._privacy(site) for site in sorted(self._record.plans)),
             bytes_up_per_site_per_round=_bytes(self._record.payload),
             wire_bytes_up_per_site_per_round=_bytes(self._record.wire),
             rounds=len(self._record.rounds),
@@ -156,7 +178,7 @@ class Journal:
                 test=len(public.test.y),
                 by_assumption=public.by_assumption,
             ),
-            declared_sizes={site: member.declared_size for site, member in members.items()},
+            declared_sizes={site: declared_sizes[site] for site in sorted(self._record.plans)},
             proxy_digests=(self._plan.proxy_digest,),
             run_config=self._config.flat(),
             history=tuple(self._record.rounds),
@@ -164,11 +186,12 @@ class Journal:
         )
 
     def _privacy(self, site: str) -> SitePrivacy:
-        """A site's ε is the whole plan's, also if the run stopped early or its answers were lost.
+        """A site's ε is that of its whole plan, also if the run stopped early or its answers were lost.
 
         Only a site that said in every round that it took no private step has spent nothing.
         """
-        guarantee = self._plan.guarantee()
+        plan = self._record.plans[site]
+        guarantee = plan.guarantee()
         return SitePrivacy(
             site=site,
             epsilon=guarantee.epsilon if site in self._record.charged else 0.0,
@@ -177,8 +200,8 @@ class Journal:
             adjacency=guarantee.adjacency,
             accountant=guarantee.accountant,
             horizon="run",
-            noise_multiplier=self._plan.noise_multiplier(),
-            clipping_norm=self._plan.clipping_norm,
+            noise_multiplier=plan.noise_multiplier(),
+            clipping_norm=plan.clipping_norm,
         )
 
 

@@ -4,9 +4,9 @@ All are judged on the same public test cases, with the student's architecture:
 
 - *a site alone*: its own private steps under the same (ε, δ), from an untaught student: neither the
   federation nor the teacher;
-- *pooled, DP*: one trusted party holds all records, takes as many private steps under the same (ε, δ), from
-  the same teacher's start, with the server's momentum in its weights, and learns nothing from a quantised
-  logit;
+- *pooled, DP*: one trusted party holds all records, takes as many private steps under the same (ε, δ) (the
+  largest, where sites differ), from the same teacher's start, with the server's momentum in its weights, and
+  learns nothing from a quantised logit;
 - *pooled, no privacy*: the same party without clipping and noise, fitted to the end; the best of
   `WEIGHT_DECAYS` by public validation.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from client.noise import PrivateRandomness
 from common.config import RunConfig
+from common.datasets import sites
 from common.distillation import fit_labels
 from common.summary import Metrics, Results, statistic
 from server.public_baselines import WEIGHT_DECAYS, best_by_validation
@@ -77,8 +78,10 @@ def mean_over_sites(each: dict[str, Metrics]) -> Metrics:
 
 
 def _take_all_steps(config: RunConfig, student: Teacher, party: Party) -> None:
-    """The run's private steps, all at once, under the run's whole budget."""
-    plan = plan_alone(config)
+    """The run's private steps, all at once, under the party's whole budget."""
+    caps = {site.name: config.privacy.most_epsilon(place) for place, site in enumerate(sites(config))}
+    asked = plan_alone(config)
+    plan = asked.within(caps.get(party.name, max(caps.values())), asked.rounds)
     randomness = PrivateRandomness.seeded("comparison", config.seed, party.name)
     steps = plan.rounds * plan.steps_per_round
     take_steps(student.learner.model, party, plan, steps, randomness, config.aggregation.momentum)

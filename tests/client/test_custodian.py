@@ -46,13 +46,15 @@ def charges(site) -> int:
 def test_it_introduces_itself_and_takes_the_proxy_once(hospital):
     with hospital.open() as site:
         offer = Offer(hospital.proxy.digest).encode()
-        assert decode_answer(site.custodian.offer(offer)) == Greeting("north", 50, knows_proxy=False)
+        assert decode_answer(site.custodian.offer(offer)) == Greeting(
+            "north", 50, 1.0, 200, knows_proxy=False
+        )
         assert decode_answer(site.custodian.accept_proxy(hospital.proxy.to_bytes())) == Receipt(
             hospital.proxy.digest
         )
-        assert decode_answer(site.custodian.offer(offer)) == Greeting("north", 50, knows_proxy=True)
+        assert decode_answer(site.custodian.offer(offer)) == Greeting("north", 50, 1.0, 200, knows_proxy=True)
     with hospital.open() as site:
-        assert decode_answer(site.custodian.offer(offer)) == Greeting("north", 50, knows_proxy=True)
+        assert decode_answer(site.custodian.offer(offer)) == Greeting("north", 50, 1.0, 200, knows_proxy=True)
 
 
 def test_a_proxy_that_was_damaged_on_disk_is_asked_for_again(hospital, site, caplog):

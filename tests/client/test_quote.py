@@ -85,6 +85,10 @@ def test_a_study_with_another_plan_is_a_conflict(hospital):
 def test_a_plan_is_drawn_up_from_a_run_config(hospital, run_config):
     plan = plan_from_run_config(read_policy(hospital.policy_path), [run_config, "num-rounds=7"], "")
     assert (plan.study, plan.rounds, plan.epsilon, plan.returns) == ("heart-2026", 7, 0.5, "movement")
+    # A coordinator that asks for more draws up a plan within the site's caps.
+    more = ["num-rounds=500 privacy.epsilon=9.0"]
+    plan = plan_from_run_config(read_policy(hospital.policy_path), [run_config, *more], "")
+    assert (plan.rounds, plan.epsilon) == (200, 1.0)
     bought = plan_from_run_config(read_policy(hospital.policy_path), [run_config, 'method="oneshot"'], "")
     assert bought.histogram_share > 0 and bought.returns == "logits"
 

@@ -64,7 +64,7 @@ def test_a_run_by_the_socket_from_the_first_word_to_the_last(hospital):
     with hospital.served() as served:
         connection = hospital.connect()
         offer = Offer(hospital.proxy.digest).encode()
-        assert decode_answer(connection.offer(offer)) == Greeting("north", 50, knows_proxy=False)
+        assert decode_answer(connection.offer(offer)) == Greeting("north", 50, 1.0, 200, knows_proxy=False)
         assert decode_answer(connection.accept_proxy(hospital.proxy.to_bytes())) == Receipt(
             hospital.proxy.digest
         )
@@ -304,7 +304,7 @@ def test_on_loopback_it_takes_only_couriers_with_the_right_certificate(hospital,
     try:
         offer = Offer(hospital.proxy.digest).encode()
         friend = connect(f"tcp:127.0.0.1:{port}", str(ours))
-        assert decode_answer(friend.offer(offer)) == Greeting("north", 50, knows_proxy=False)
+        assert decode_answer(friend.offer(offer)) == Greeting("north", 50, 1.0, 200, knows_proxy=False)
         stranger = connect(f"tcp:127.0.0.1:{port}", str(theirs))
         stranger._patience = 2.0
         assert decode_answer(stranger.offer(offer)).rule is Rule.UNAVAILABLE

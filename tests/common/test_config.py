@@ -36,6 +36,8 @@ REFUSED = [
     ("privacy.epsilon", float("nan"), "finite"),
     ("privacy.epsilon", float("inf"), "finite"),
     ("privacy.epsilon", "1", "a valid number"),
+    ("privacy.site-epsilons", "1;2", "a string that matches"),
+    ("privacy.site-epsilons", "1,0", "caps above 0"),
     ("privacy.delta", 0.0, "greater than 0"),
     ("privacy.delta", 1.0, "less than 1"),
     ("privacy.sample-rate", 1.5, "less than or equal to 1"),

@@ -84,7 +84,7 @@ def test_what_a_student_thinks_does_not_show_in_the_length(first, second):
 @pytest.mark.parametrize(
     "answer",
     [
-        Greeting("st-elsewhere", 120, True),
+        Greeting("st-elsewhere", 120, 0.3, 40, True),
         Refusal(Rule.UNKNOWN_PROXY, bytes([1]) * 32, bytes([2]) * 32),
         Receipt(bytes(32)),
     ],
@@ -103,7 +103,7 @@ WRITTEN = [
     task().encode(),
     release().encode(),
     release(counts=(1, 2, 3)).encode(),
-    Greeting("a", 1, False).encode(),
+    Greeting("a", 1, 1.0, 1, False).encode(),
     Refusal(Rule.BUDGET).encode(),
     Offer(bytes(32)).encode(),
 ]

@@ -90,3 +90,19 @@ def test_a_budget_that_nothing_fits_into_has_no_price():
 def test_a_study_has_a_plain_name(study):
     with pytest.raises(ValidationError):
         plan_of(RunConfig(), study=study, proxy_digest=bytes(32), classes=2)
+
+
+@given(most_epsilon=st.floats(0.05, 5.0), most_rounds=st.integers(1, 60))
+def test_a_plan_within_a_sites_caps_costs_no_more_than_either(most_epsilon, most_rounds):
+    asked = draw_up(num_rounds=30)
+    own = asked.within(most_epsilon, most_rounds)
+    assert own.guarantee().epsilon <= min(most_epsilon, 1.0)
+    assert own.rounds == min(30, most_rounds)
+    assert (own == asked) == (most_epsilon >= 1.0 and most_rounds >= 30)
+    assert Plan.model_validate_json(own.canonical()) == own
+
+
+def test_the_sites_of_a_simulation_take_their_caps_in_turn():
+    privacy = RunConfig.from_run_config({"privacy.site-epsilons": "0.3,5", "privacy.epsilon": 2.0}).privacy
+    assert [privacy.most_epsilon(place) for place in range(4)] == [0.3, 2.0, 0.3, 2.0]
+    assert RunConfig().privacy.most_epsilon(7) == 1.0

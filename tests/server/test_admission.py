@@ -17,7 +17,6 @@ from common.messages import Refusal, Release, Rule, Task
 from common.plan import Plan, plan_of
 from server.admission import Admitted, Member, admit
 
-NORTH, SOUTH = Member(11, "north", 100), Member(12, "south", 300)
 CASES, CLASSES = 6, 3
 
 
@@ -29,6 +28,9 @@ def plan(**changes) -> Plan:
 def task(round_number: int = 1, **changes) -> Task:
     soft_PC = np.full((CASES, CLASSES), np.log(1 / CLASSES), dtype=np.float16)
     return Task(plan(**changes), round_number, np.arange(CASES, dtype=np.int32), soft_PC)
+
+
+NORTH, SOUTH = Member(11, "north", 100, plan()), Member(12, "south", 300, plan())
 
 
 def release(asked: Task, seed: int = 0, **changes) -> Release:
@@ -98,7 +100,7 @@ def test_two_answers_are_none_even_if_both_are_sound():
 
 
 def test_an_answer_to_something_else_is_nobodys():
-    asked, stray = task(), Member(13, "stray", 1)
+    asked, stray = task(), Member(13, "stray", 1, plan())
     admitted = hold(asked, answer(stray, release(asked).encode()), answer(NORTH, release(asked).encode()))
     assert [one.site for one in admitted.contributions] == ["north"]
     assert admitted.left_out == {"south": "no answer in time"}

@@ -117,7 +117,7 @@ HOSTILE: dict[str, tuple[Answer, str]] = {
     "other-shape": (body(fewer_cases), "of another shape"),
     "more-steps": (release(steps=7), "another number of private steps"),
     "unasked-counts": (release(counts=(303, 2)), "statistics that nobody asked for"),
-    "greeting": (body(lambda _: Greeting("hungary", 150, True).encode()), "of another kind"),
+    "greeting": (body(lambda _: Greeting("hungary", 150, 1.0, 9, True).encode()), "of another kind"),
     "receipt": (body(lambda _: Receipt(bytes(32)).encode()), "of another kind"),
     "refusal": (body(lambda _: Refusal(Rule.NOT_APPROVED).encode()), "refused: not-approved"),
 }
@@ -203,18 +203,11 @@ def learn_replies(outcome_replies) -> int:
         (body(lambda _: b"hello"), OFFER, "a malformed answer"),
         (body(lambda _: Receipt(bytes(32)).encode()), OFFER, "an answer about something else"),
         (
-            body(lambda _: Greeting("cleveland", 1, True).encode()),
+            body(lambda _: Greeting("cleveland", 1, 1.0, 9, True).encode()),
             OFFER,
             "calls itself cleveland, as another",
         ),
-        (body(lambda _: Greeting("hungary", 0, True).encode()), OFFER, "a declared size of 0"),
-        (raises, PROXY, "did not take the proxy: its client app failed"),
-        (body(lambda _: Receipt(bytes(32)).encode()), PROXY, "did not take the proxy"),
-        (
-            body(lambda _: Refusal(Rule.MALFORMED).encode()),
-            PROXY,
-            "did not take the proxy: refused: malformed",
-        ),
+        (body(lambda _: Greeting("hungary", 0, 1.0, 9, True).encode()), OFFER, "a declared size of 0"),
     ],
 )
 def test_a_site_that_fails_at_roll_call_is_left_out_with_the_reason(run_app, answer, action, reason):
@@ -224,6 +217,21 @@ def test_a_site_that_fails_at_roll_call_is_left_out_with_the_reason(run_app, ans
         reasons = {one.site: one.reason for one in line.left_out}
         assert reasons.keys() <= {"hungary", "node 3"} and reason in " ".join(reasons.values())
     assert [line.site for line in outcome.summary.privacy] == list(OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (raises, "did not take the proxy: its client app failed"),
+        (body(lambda _: Receipt(bytes(32)).encode()), "did not take the proxy"),
+        (body(lambda _: Refusal(Rule.MALFORMED).encode()), "did not take the proxy: refused: malformed"),
+    ],
+)
+def test_a_site_whose_receipt_was_lost_joins_after_the_first_round(run_app, answer, reason):
+    outcome = run_app(client_app=Courier(answer, PROXY))
+    assert reason in outcome.left_out(1)["hungary"]
+    assert outcome.left_out(2) == {}
+    assert len(outcome.summary.privacy) == 4
 
 
 def test_a_site_whose_proxy_differs_refuses_with_both_digests(run_app):
@@ -243,6 +251,72 @@ def test_a_site_whose_proxy_differs_refuses_with_both_digests(run_app):
     reason = outcome.left_out(1)["long-beach"]
     assert reason.startswith("refused: unknown-proxy")
     assert all(digest[:16] in reason for digest in digests)
+
+
+# ---- Sites that are late, drop out, or give less ----
+
+
+def test_sites_join_late_and_drop_out_and_the_run_is_none_the_worse(run_app):
+    """Hungary's node fails at the door until round 5 is over; Cleveland's fails in rounds 8 to 12."""
+    asked: list[int] = []
+
+    class Unreliable(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            place, learns = context.node_config["partition-id"], message.metadata.message_type == LEARN
+            if learns:
+                asked.append(Task.decode(unseal(message.content)).round)
+            if place == HUNGARY and max(asked, default=0) < 5:
+                raise ValueError(SECRET)
+            if learns and place == 0 and 8 <= asked[-1] <= 12:
+                raise ValueError(SECRET)
+            return real_app(message, context)
+
+    outcome = run_app({"num-rounds": 20}, Unreliable())
+    answered = [line.answered for line in outcome.summary.history]
+    assert answered[:5] == [OTHERS] * 5
+    assert answered[5] == answered[6] == answered[-1] == ("cleveland", "hungary", "long-beach", "switzerland")
+    assert answered[7:12] == [("hungary", "long-beach", "switzerland")] * 5
+    # The whole plan of each is charged, whatever it took part in.
+    assert outcome.epsilon("hungary") == outcome.epsilon("cleveland") > 0.97
+    assert outcome.auroc > run_app({"num-rounds": 20}).auroc - 0.01
+
+
+def test_each_site_gives_what_its_own_budget_allows(run_app):
+    outcome = run_app({"privacy.epsilon": 3.0, "privacy.site-epsilons": "0.3,1,3", "num-rounds": 5})
+    lines = {line.site: line for line in outcome.summary.privacy}
+    for site, cap in {"cleveland": 0.3, "hungary": 1.0, "switzerland": 3.0, "long-beach": 0.3}.items():
+        assert 0.97 * cap < lines[site].epsilon <= cap
+    sigma = {site: line.noise_multiplier for site, line in lines.items()}
+    assert sigma["cleveland"] == sigma["long-beach"] > sigma["hungary"] > sigma["switzerland"]
+    spent = [line.epsilon_spent for line in outcome.summary.history]
+    assert spent == sorted(spent) and spent[-1] == lines["switzerland"].epsilon
+    assert all(len(line.answered) == 4 for line in outcome.summary.history)
+
+
+def test_a_site_that_allows_fewer_rounds_stops_by_itself_and_gets_the_student(run_app):
+    def allow_two(message: Message, reply: Message, context: Context) -> Message:
+        site = simulated_site(context)
+        allow = site.policy.allow.model_copy(update={"rounds": 2})
+        site.policy = site.policy.model_copy(update={"allow": allow})
+        return real_app(message, context)
+
+    outcome = run_app({"num-rounds": 4}, Courier(allow_two, OFFER))
+    assert [line.answered == OTHERS for line in outcome.summary.history] == [False, False, True, True]
+    assert outcome.left_out(3) == {"hungary": "its own plan ended with round 2"}
+    # Its ε buys two rounds instead of four, with less noise in each.
+    lines = {line.site: line for line in outcome.summary.privacy}
+    assert lines["hungary"].noise_multiplier < lines["cleveland"].noise_multiplier
+    assert 0.97 < lines["hungary"].epsilon <= 1.0
+    student = outcome.folder / "sites" / "hungary" / "student.safetensors"
+    assert student.read_bytes() == outcome.models["student"]
+
+
+def test_several_private_steps_a_round_cost_what_as_many_rounds_cost(run_app):
+    outcome = run_app({"num-rounds": 5, "privacy.steps-per-round": 4})
+    (sigma,) = {line.noise_multiplier for line in outcome.summary.privacy}
+    (as_rounds,) = {line.noise_multiplier for line in run_app({"num-rounds": 20}).summary.privacy}
+    assert sigma == as_rounds
+    assert outcome.auroc > outcome.summary.results.teacher_alone["auroc"].mean - 0.01
 
 
 # ---- Too few sites ----

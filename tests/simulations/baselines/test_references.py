@@ -74,6 +74,13 @@ def test_the_pooled_party_holds_every_record_once():
     assert torch.equal(separate, joined)
 
 
+def test_each_site_alone_has_its_own_budget_and_the_pool_the_largest(compared):
+    poor = with_comparisons(configured('privacy.site-epsilons="0.02,1"'), FEDERATION)
+    for name, metrics in compared.sites_alone_each.items():
+        assert (poor.sites_alone_each[name] == metrics) == (name in ("hungary", "long-beach"))
+    assert poor.pooled_dp == compared.pooled_dp
+
+
 def test_patients_stay_whole_in_the_pool():
     def party(name: str, patients: list[int]) -> Party:
         count = len(patients)
