@@ -17,7 +17,7 @@ from client.policy import parse_policy
 from client.served import require_patients
 from common.accounting import Unit
 from common.datasets.description import read_description
-from common.errors import UserError
+from common.errors import ConfigError, UserError
 
 POLICY = """\
 # What this site allows, whatever a coordinator asks. Nobody but its owner may write this file.
@@ -109,6 +109,10 @@ def found(folder: Path, choices: Choices) -> Path:
             site in the folder already, or a file can't be written.
     """
     parse_policy(written(choices), "the new site")
+    if choices.run_epsilon > choices.lifetime_epsilon:
+        # Later the lifetime's cap may well be lowered below a run's, to end all spending.
+        expected = f"at most lifetime-epsilon = {choices.lifetime_epsilon:g}"
+        raise ConfigError("the new site", "budget.run-epsilon", choices.run_epsilon, expected)
     data = Path(os.path.normpath(folder.resolve() / choices.description))  # the folder may not be there yet
     require_patients(data, read_description(data), choices.unit)
     policy, key = folder / "site.toml", folder / "site.key"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
@@ -49,7 +49,7 @@ class DataPolicy(Strict):
 
 
 class BudgetPolicy(Strict):
-    """Caps on ε, each at `delta`. Those for a study and a run are none if they are above the lifetime's."""
+    """Caps on ε, each at `delta`."""
 
     delta: Share
     lifetime_epsilon: Positive
@@ -57,14 +57,6 @@ class BudgetPolicy(Strict):
     run_epsilon: Positive
     attempts: Count = 3
     """How often one task may be started anew; every start is charged."""
-
-    @field_validator("study_epsilon", "run_epsilon")
-    @classmethod
-    def _within_the_lifetime(cls, cap: float, info: ValidationInfo) -> float:
-        lifetime = info.data.get("lifetime_epsilon", cap)
-        if cap > lifetime:
-            raise ValueError(f"at most lifetime-epsilon = {lifetime:g}")
-        return cap
 
 
 class AllowPolicy(Strict):

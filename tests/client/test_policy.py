@@ -43,7 +43,6 @@ def test_what_site_init_writes_is_a_policy(hospital):
         ("lifetime-epsilon = 3.0", "", "budget.lifetime-epsilon"),
         ("lifetime-epsilon = 3.0", "lifetime-epsilon = inf", "budget.lifetime-epsilon"),
         ("lifetime-epsilon = 3.0", "lifetime-epsilon = nan", "budget.lifetime-epsilon"),
-        ("run-epsilon = 1.0", "run-epsilon = 3.5", "budget.run-epsilon"),
         ("delta = 1e-05", "delta = 1.0", "budget.delta"),
         ("approval = false", "aproval = false", "aproval"),
         ("every-seconds = 0.0", "", "replies.every-seconds"),

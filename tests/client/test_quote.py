@@ -266,7 +266,7 @@ def test_init_founds_a_site_that_can_be_moved(described):
         ({"unit": "patient"}, "no column is named as `patient`"),
         (
             {"run_epsilon": "4"},
-            "budget.study-epsilon = 4.0 is refused: expected at most lifetime-eps",
+            "budget.run-epsilon = 4.0 is refused: expected at most lifetime-eps",
         ),
         ({"lifetime_epsilon": "-1"}, "budget.lifetime-epsilon = -1.0"),
         ({"run_epsilon": "nan"}, "budget.study-epsilon = nan"),
