@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
-from common.config import first_complaint
+from common.config import Layers, first_complaint
 from common.errors import ConfigError, UserError
 from common.messages import Rule
 from common.plan import Plan
@@ -86,8 +86,9 @@ class StudentPolicy(Strict):
     """The student this site trains, if not the one that the coordinator proposes."""
 
     model: str
-    features: Literal["none", "pca", "scattering", "teacher"] = "none"
+    features: Literal["none", "pca", "scattering"] = "none"
     feature_size: Count = 128
+    private_layers: Layers = "head"
 
 
 class SitePolicy(Strict):
@@ -116,7 +117,9 @@ class SitePolicy(Strict):
     def architecture(self, proposed: Architecture) -> Architecture:
         """The site's own choice of student, else the proposed one."""
         chosen = self.student
-        return Architecture(chosen.model, chosen.features, chosen.feature_size) if chosen else proposed
+        if chosen is None:
+            return proposed
+        return Architecture(chosen.model, chosen.features, chosen.feature_size, chosen.private_layers)
 
     def takes_proxy(self, digest: str) -> bool:
         """Whether a public set of this digest may be kept here."""

@@ -6,7 +6,7 @@ a site in turn.
 
 from dataclasses import dataclass
 
-from common.config import Network
+from common.config import Layers, Network
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,15 @@ class Architecture:
 
     Attributes:
         model: A name from the registry, or `module:Class`.
-        features: `none`, `pca`, `scattering` or `teacher`.
+        features: `none`, `pca` or `scattering`.
         feature_size: Columns kept by the PCA that is fitted on the proxy.
+        layers: Which layers of a deep model learn above a public trunk.
     """
 
     model: str
     features: str = "none"
     feature_size: int = 128
+    layers: Layers = "head"
 
 
 MIXED: dict[str, tuple[Architecture, ...]] = {
@@ -32,17 +34,17 @@ MIXED: dict[str, tuple[Architecture, ...]] = {
     ),
     "image": (
         Architecture("linear", "scattering", 128),
-        Architecture("linear", "scattering", 64),
+        Architecture("cnn", "none", 128),
         Architecture("mlp", "scattering", 128),
-        Architecture("linear", "pca", 128),
-        Architecture("linear", "scattering", 96),
+        Architecture("linear", "scattering", 64),
+        Architecture("linear", "scattering", 192),
     ),
 }
 
 
 def architecture_of(settings: Network) -> Architecture:
     """Read an architecture out of the run's settings."""
-    return Architecture(settings.model, settings.features, settings.feature_size)
+    return Architecture(settings.model, settings.features, settings.feature_size, settings.learned_layers)
 
 
 def mixed_architecture(case_shape: tuple[int, ...], place: int) -> Architecture:

@@ -18,6 +18,8 @@ from common.errors import ConfigError, UserError
 from common.strict import Strict
 
 Scalar = str | int | float | bool
+Layers = Literal["head", "last-block", "all"]
+"""Which layers of a deep model learn; those below are a trunk that public cases have made."""
 
 MOST_STEPS = 10_000
 """Rounds of a run, and private steps of a round, at most."""
@@ -72,14 +74,27 @@ class Network(Distillation):
 
     model: str = "linear"
     """A name from the registry, or `module:Class`."""
-    features: Literal["none", "pca", "scattering", "teacher"] = "none"
+    features: Literal["none", "pca", "scattering"] = "none"
     """Frozen public features in front of the model, fitted on the proxy only."""
     feature_size: Count = 128
     """Columns kept by the PCA that is fitted on the proxy."""
 
+    @property
+    def learned_layers(self) -> Layers:
+        """Which layers of a deep model learn above a public trunk."""
+        return "all"
+
 
 class Teacher(Network):
     """The central model. With model `none`, z starts at zero and a twin of the student is taught."""
+
+    layers: Layers = "all"
+    """Which layers of a deep teacher learn above a public trunk."""
+
+    @property
+    def learned_layers(self) -> Layers:
+        """Read `layers`."""
+        return self.layers
 
     weight_decay: Amount = 0.05
     """Stronger than a student's: a teacher learns from few labels."""
@@ -90,10 +105,18 @@ class Teacher(Network):
 class Student(Network):
     """The model a site trains; a site's own policy may choose another."""
 
-    features: Literal["none", "pca", "scattering", "teacher"] = "pca"
+    features: Literal["none", "pca", "scattering"] = "pca"
     """Frozen public features in front of the model, fitted on the proxy only."""
     feature_size: Count = 16
     """Columns kept by the PCA that is fitted on the proxy: the fewer, the less noise a private step needs."""
+    private_layers: Layers = "head"
+    """Which layers of a deep model take private steps above a public trunk; a model without one learns
+    whole."""
+
+    @property
+    def learned_layers(self) -> Layers:
+        """Read `private_layers`."""
+        return self.private_layers
 
 
 class Privacy(Strict):

@@ -23,17 +23,16 @@ from common import seeds
 from common.architectures import Architecture
 from common.config import Distillation
 from common.errors import UserError
-from common.features import FeaturedModel, Features, fit_features
+from common.features import FeaturedModel, Features, above_trunk, fit_features
+from common.fitness import require_frozen_apart
 from common.losses import distillation_loss
-from common.memo import Memo
-from common.models import build, trunk_of
+from common.models import REGISTRY, build, cut, has_trunk, trunk_of
 from common.proxy import Proxy
+from common.trunks import public_trunk
 
 BATCH = 256
 RIDGE = 1e-3
 """Penalty that keeps least squares solvable where features repeat one another; it is no regularisation."""
-TRUNKS = {"image": "cnn", "table": "mlp"}
-"""The network whose trunk `features = "teacher"` stands for."""
 Floats = NDArray[np.float32]
 
 
@@ -64,13 +63,10 @@ class Learner:
             pieces = [self.model(piece) for piece in phi.split(2048)]
         return torch.cat(pieces).numpy().astype(np.float32)
 
-    def judge(self, x: Floats) -> Floats:
-        """Logits of encoded cases."""
-        return self.logits(self.phi(x))
-
     def whole(self) -> nn.Module:
         """Features and model as one module that takes encoded cases."""
-        return self.model if self.features.kind == "none" else FeaturedModel(self.features, self.model)
+        bare = self.features.kind == "none" and self.features.trunk is None
+        return self.model if bare else FeaturedModel(self.features, self.model)
 
     def state(self) -> bytes:
         """The model's weights as safetensors."""
@@ -84,7 +80,11 @@ class Learner:
 def build_learner(
     architecture: Architecture, proxy: Proxy, seed: int, allowed_paths: Collection[str]
 ) -> Learner:
-    """Fit an architecture's features on the proxy and build its model on top.
+    """Fit an architecture's features on the proxy, train its trunk there, and build what learns on top.
+
+    The trunk of a model from the registry is trained on the proxy (`common.trunks`); a model of one's own
+    brings its trunk along, trained on other public cases perhaps. Layers that are to stay as they are become
+    part of the features. A model without a trunk learns whole.
 
     Args:
         architecture: What to build.
@@ -94,40 +94,42 @@ def build_learner(
 
     Raises:
         ConfigError: if the model is unknown or does not take such cases.
+        UserError: if it has no last block, and that is what shall learn, or if its trunk mixes cases or
+            remembers them.
     """
-    trunk = public_trunk(proxy) if architecture.features == "teacher" else None
-    features = fit_features(architecture.features, proxy.x, architecture.feature_size, seed, trunk)
+    features, model = _untaught(architecture, proxy, seed, allowed_paths)
+    if has_trunk(model) and architecture.model in REGISTRY:
+        trunk = public_trunk(architecture.model, features, proxy)
+        trunk_of(model).load_state_dict(trunk.state_dict())
+    return _above_trunk(architecture, proxy, seed, features, model)
+
+
+def outline_learner(architecture: Architecture, proxy: Proxy, allowed_paths: Collection[str]) -> Learner:
+    """Build a learner on a trunk that nobody has trained: it refuses what `build_learner` would."""
+    return _above_trunk(architecture, proxy, 0, *_untaught(architecture, proxy, 0, allowed_paths))
+
+
+def _untaught(
+    architecture: Architecture, proxy: Proxy, seed: int, allowed_paths: Collection[str]
+) -> tuple[Features, nn.Module]:
+    features = fit_features(architecture.features, proxy.x, architecture.feature_size, seed)
     classes = len(proxy.preprocessing.classes)
-    return Learner(features, build(architecture.model, features.shape, classes, seed, allowed_paths))
+    return features, build(architecture.model, features.shape, classes, seed, allowed_paths)
 
 
-def public_trunk(proxy: Proxy) -> nn.Module:
-    """Train a network on the labelled proxy cases and return its trunk.
-
-    Every party can do so itself, from the same public cases and the same seed, and gets the same trunk.
-
-    Raises:
-        UserError: if no proxy case is labelled.
-    """
-    labelled = np.flatnonzero(proxy.y >= 0)
-    if not len(labelled):
-        raise UserError("features = 'teacher' needs labelled proxy cases, and this proxy has none")
-    return _TRUNKS.get(proxy.digest.hex(), lambda: _train_trunk(proxy, labelled))
-
-
-def trunk_name(proxy: Proxy) -> str:
-    """The registry's name of the network whose trunk `features = "teacher"` stands for."""
-    return TRUNKS["image" if proxy.x.ndim == 4 else "table"]
-
-
-def _train_trunk(proxy: Proxy, labelled: NDArray[np.int64]) -> nn.Module:
-    plain = fit_features("none", proxy.x, 1, 0)
-    network = build(
-        trunk_name(proxy), plain.shape, len(proxy.preprocessing.classes), seeds.torch_seed(0, "public trunk")
-    )
-    learner = Learner(plain, network)
-    fit_labels(learner, learner.phi(proxy.x[labelled]), proxy.y[labelled], Distillation(), 0)
-    return trunk_of(network)
+def _above_trunk(
+    architecture: Architecture, proxy: Proxy, seed: int, features: Features, model: nn.Module
+) -> Learner:
+    layers, size = architecture.layers, architecture.feature_size
+    if layers == "all" or not has_trunk(model):
+        return Learner(features, model)
+    lower, learned = cut(model, layers)
+    if architecture.model not in REGISTRY:
+        require_frozen_apart(lower, features.shape)
+    features = above_trunk(features, lower, layers, proxy.x, size, seed)
+    if layers == "head":
+        learned = build("linear", features.shape, len(proxy.preprocessing.classes), seed)
+    return Learner(features, learned)
 
 
 def fit_labels(
@@ -183,9 +185,6 @@ def affine_layer(model: nn.Module) -> nn.Linear | None:
     trained = [leaf for leaf in leaves if list(leaf.parameters())]
     passive = all(isinstance(leaf, nn.Linear | nn.Flatten | nn.Identity) for leaf in leaves)
     return trained[0] if passive and len(trained) == 1 and isinstance(trained[0], nn.Linear) else None
-
-
-_TRUNKS = Memo[nn.Module](capacity=2)
 
 
 def _least_squares(layer: nn.Linear, phi_ND: Tensor, logits_NC: Floats) -> None:

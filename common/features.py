@@ -1,13 +1,14 @@
 """Frozen public features in front of a head: what buys most accuracy under a privacy budget, for free.
 
 The gradients of a small head are short vectors, so the noise that hides one patient in them hurts little.
-All that comes before the head is fixed by public cases alone, the *proxy*: a scattering transform, or a
-trunk that a teacher learned, and behind either a PCA fitted on the proxy. It keeps the directions in which
-public cases differ most and divides each by the square root of its standard deviation ("half whitening"),
-so that a gradient step reaches the smaller ones too, and noise in them is not blown up as by full whitening.
+All that comes before the head is fixed by public cases alone, the *proxy*: a scattering transform, the trunk
+of a network that learned from them (`common.trunks`), and behind either a PCA fitted on the proxy. It keeps
+the directions in which public cases differ most and divides each by the square root of its standard deviation
+("half whitening"), so that a gradient step reaches the smaller ones too, and noise in them is not blown up as
+by full whitening.
 
-Every party fits its features itself. They depend on the proxy's bytes alone (and on the trunk's weights, for
-`teacher`): nothing is random in them, the PCA is an eigendecomposition in float64, and the sign of each
+Every party fits its features itself. They depend on the proxy's bytes alone (and on a trunk's weights):
+nothing is random in them, the PCA is an eigendecomposition in float64, and the sign of each
 direction is fixed. One machine gets the same bits each time; two machines may differ in the last bits of a
 float32, which harms nothing: a site tells how its own student moved, and a linear student moves alike
 behind any rotation of its features.
@@ -35,16 +36,18 @@ from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from common import seeds
+from common.config import Layers
 from common.errors import ConfigError, UserError
 from common.memo import Memo
 from common.models import (
     CaseShape,
     FeatureCard,
     ModelCard,
+    TrunkCard,
     build,
+    cut,
     load_model,
     read_card,
-    trunk_of,
 )
 from common.scattering import scatter
 
@@ -75,18 +78,26 @@ class Features(nn.Module):
     process.
 
     Attributes:
-        kind: `none`, `pca`, `scattering` or `teacher`.
+        kind: `none`, `pca` or `scattering`.
         name: Kind and digest: equal names mean equal features.
         shape: Shape of what a head sees: (K,), or the case's own shape for `none`.
         raw: Maps x (N, *case_shape) to (N, R).
         projection: Maps (N, R) to (N, K).
+        trunk: What stands in a model file about a network's frozen layers, where `raw` ends in them.
     """
 
     def __init__(
-        self, kind: str, raw: nn.Module, projection: nn.Module, shape: CaseShape, digest: str
+        self,
+        kind: str,
+        raw: nn.Module,
+        projection: nn.Module,
+        shape: CaseShape,
+        digest: str,
+        trunk: TrunkCard | None = None,
     ) -> None:
         """Freeze a fitted map."""
         super().__init__()
+        self.trunk = trunk
         self.kind, self.shape, self.name = kind, shape, f"{kind}-{digest[:16]}"
         self.raw, self.projection = raw, projection
         self.requires_grad_(False).train(False)
@@ -116,16 +127,15 @@ class Features(nn.Module):
         """
         return _VIEWS.get(f"{self.name}:{_digest(x)}", lambda: self.transform(x))
 
-    def card(self, teacher: str = "") -> FeatureCard | None:
-        """Describe the map for a model file.
-
-        Args:
-            teacher: Architecture whose trunk it is, for `teacher`.
-        """
+    def card(self) -> FeatureCard | None:
+        """Describe the map for a model file, up to a trunk if there is one."""
+        if self.trunk is not None:
+            below = next(self.raw.children())
+            return below.card() if isinstance(below, Features) else None
         if not isinstance(self.projection, Projection):
             return None
         raw_width, columns = self.projection.directions.shape
-        return FeatureCard(kind=self.kind, raw_width=raw_width, columns=columns, teacher=teacher)
+        return FeatureCard(kind=self.kind, raw_width=raw_width, columns=columns)
 
 
 class Scattering(nn.Module):
@@ -200,6 +210,11 @@ class Projection(nn.Module):
         scale_K = variance_K ** (-WHITENING / 2) * ROW_NORM / spread
         return cls(mean_R, torch.from_numpy(directions_RK * scale_K))
 
+    @classmethod
+    def blank(cls, card: FeatureCard | TrunkCard) -> "Projection":
+        """Make one whose numbers are still to be read from a file."""
+        return cls(torch.zeros(card.raw_width), torch.zeros(card.raw_width, card.columns))
+
     def forward(self, raw_NR: Tensor) -> Tensor:
         """Map (N, R) to (N, K)."""
         phi_NK: Tensor = (raw_NR - self.mean) @ self.directions
@@ -223,27 +238,13 @@ class FeaturedModel(nn.Module):
 # ---- Fitting -----------------------------------------------------------------------------------------------
 
 
-def _teacher(trunk: nn.Module | None) -> nn.Module:
-    if trunk is None:
-        raise UserError(
-            "features = 'teacher' needs a teacher that was trained on public cases or loaded, with a trunk"
-        )
-    return nn.Sequential(copy.deepcopy(trunk), nn.Flatten())
-
-
-RAW: Mapping[str, Callable[[nn.Module | None], nn.Module]] = {
-    "pca": lambda _: nn.Flatten(),
-    "scattering": lambda _: Scattering(),
-    "teacher": _teacher,
-}
+RAW: Mapping[str, Callable[[], nn.Module]] = {"pca": nn.Flatten, "scattering": Scattering}
 """How each kind makes raw features of a case, before its PCA."""
 
 KINDS = ("none", *RAW)
 
 
-def fit_features(
-    kind: str, proxy_x: Floats, size: int, seed: int, teacher_trunk: nn.Module | None = None
-) -> Features:
+def fit_features(kind: str, proxy_x: Floats, size: int, seed: int) -> Features:
     """Fit features on the proxy, or return those that this process has fitted before on the same bytes.
 
     Args:
@@ -252,37 +253,72 @@ def fit_features(
         size: Most columns to keep; `Features.shape` says how many there are.
         seed: Public seed of the cases that the PCA looks at where the proxy has more than `FIT_CASES`;
             otherwise nothing depends on it.
-        teacher_trunk: Maps cases to features (`common.models.trunk_of` a teacher), for `teacher`; it is
-            copied.
 
     Raises:
         ConfigError: if the kind is unknown, or scattering is asked of a table.
-        UserError: if `teacher` has no trunk, or the cases are all alike.
+        UserError: if the cases are all alike.
     """
     _check_kind(kind, proxy_x.shape[1:])
     if kind == "none":
         return Features(kind, nn.Identity(), nn.Identity(), proxy_x.shape[1:], "as-it-is")
-    seen = [proxy_x]
-    if kind == "teacher":
-        seen += [weights.numpy() for weights in _teacher(teacher_trunk).state_dict().values()]
-    drawn_by = seed if len(proxy_x) > FIT_CASES else None
-    digest = _digest(*seen, about=f"{kind}, {size}, {drawn_by}")
-    return _FITS.get(digest, lambda: _fit(kind, proxy_x, size, seed, teacher_trunk, digest))
+    digest = _digest(proxy_x, about=f"{kind}, {size}, {_drawn_by(seed, proxy_x)}")
+    return _FITS.get(digest, lambda: _fit(kind, proxy_x, size, seed, digest))
 
 
-def _fit(
-    kind: str, proxy_x: Floats, size: int, seed: int, teacher_trunk: nn.Module | None, digest: str
+def above_trunk(
+    features: Features, lower: nn.Module, layers: Layers, proxy_x: Floats, size: int, seed: int
 ) -> Features:
-    looked_at = proxy_x
-    if len(proxy_x) > FIT_CASES:
-        drawn = seeds.generator(seed, "features").choice(len(proxy_x), FIT_CASES, replace=False)
-        looked_at = proxy_x[np.sort(drawn)]
-    raw = RAW[kind](teacher_trunk)
+    """Put frozen layers of a network behind features: what learns sits above them.
+
+    Args:
+        features: What the network sees.
+        lower: Its frozen layers (`common.models.cut`), trained on public cases or not at all; copied.
+        layers: Which layers learn. A head alone sees principal components of what comes out of `lower`, since
+            a clipped gradient spends itself on directions in which cases hardly differ; a block sees it as it
+            is.
+        proxy_x: The proxy's encoded cases.
+        size: Most components.
+        seed: As for `fit_features`.
+
+    Raises:
+        UserError: if all the proxy's cases look alike from there.
+    """
+    weights = [tensor.numpy() for tensor in lower.state_dict().values()]
+    about = f"{features.name}, {layers}, {size}, {_drawn_by(seed, proxy_x)}"
+    digest = _digest(proxy_x, *weights, about=about)
+
+    def fit() -> Features:
+        raw = nn.Sequential(features, copy.deepcopy(lower))
+        looked_at = _looked_at(proxy_x, seed) if layers == "head" else proxy_x[:1]
+        raw_NR = Features(features.kind, raw, nn.Identity(), (), digest).transform(looked_at)
+        if layers != "head":
+            shape, card = tuple(raw_NR.shape[1:]), TrunkCard(layers=layers)
+            return Features(features.kind, raw, nn.Identity(), shape, digest, card)
+        projection = Projection.fit(raw_NR, size)
+        width, columns = projection.directions.shape
+        card = TrunkCard(layers=layers, raw_width=width, columns=columns)
+        return Features(features.kind, raw, projection, (columns,), digest, card)
+
+    return _FITS.get(digest, fit)
+
+
+def _fit(kind: str, proxy_x: Floats, size: int, seed: int, digest: str) -> Features:
+    looked_at, raw = _looked_at(proxy_x, seed), RAW[kind]()
     if isinstance(raw, Scattering):
         raw.fit(torch.tensor(looked_at[:CASES_AT_ONCE]))
     raw_NR = Features(kind, raw, nn.Identity(), (), digest).transform(looked_at)
     projection = Projection.fit(raw_NR, size)
     return Features(kind, raw, projection, tuple(projection.directions.shape[1:]), digest)
+
+
+def _looked_at(proxy_x: Floats, seed: int) -> Floats:
+    if len(proxy_x) <= FIT_CASES:
+        return proxy_x
+    return proxy_x[np.sort(seeds.generator(seed, "features").choice(len(proxy_x), FIT_CASES, replace=False))]
+
+
+def _drawn_by(seed: int, proxy_x: Floats) -> int | None:
+    return seed if len(proxy_x) > FIT_CASES else None
 
 
 def _check_kind(kind: str, case_shape: CaseShape) -> None:
@@ -308,19 +344,32 @@ def load_featured_model(path: Path) -> tuple[nn.Module, ModelCard]:
         ConfigError: if what its card names can't be built.
     """
     card = read_card(path)
-    if card.features is None:
+    if card.features is None and card.trunk is None:
         return load_model(path)
-    _check_kind(card.features.kind, card.case_shape)
-    classes = len(card.classes)
-    trunk = (
-        trunk_of(build(card.features.teacher, card.case_shape, classes, seed=0))
-        if card.features.teacher
-        else None
-    )
-    width, columns = card.features.raw_width, card.features.columns
-    blank = Projection(torch.zeros(width), torch.zeros(width, columns))
-    features = Features(card.features.kind, RAW[card.features.kind](trunk), blank, (columns,), "from-a-file")
-    return load_model(path, into=FeaturedModel(features, build(card.model, (columns,), classes, seed=0)))
+    features = Features("none", nn.Identity(), nn.Identity(), card.case_shape, FROM_A_FILE)
+    if card.features is not None:
+        _check_kind(card.features.kind, card.case_shape)
+        raw, blank = RAW[card.features.kind](), Projection.blank(card.features)
+        features = Features(card.features.kind, raw, blank, (card.features.columns,), FROM_A_FILE)
+    model = build(card.model, features.shape, len(card.classes), seed=0)
+    if card.trunk is not None:
+        features, model = _blank_trunk(card.trunk, features, model, len(card.classes))
+    return load_model(path, into=FeaturedModel(features, model))
+
+
+def _blank_trunk(
+    card: TrunkCard, features: Features, model: nn.Module, num_classes: int
+) -> tuple[Features, nn.Module]:
+    lower, learned = cut(model, card.layers)
+    raw = nn.Sequential(features, lower)
+    if card.layers != "head":
+        return Features(features.kind, raw, nn.Identity(), (), FROM_A_FILE), learned
+    shape = (card.columns,)
+    above = Features(features.kind, raw, Projection.blank(card), shape, FROM_A_FILE)
+    return above, build("linear", shape, num_classes, seed=0)
+
+
+FROM_A_FILE = "from-a-file"
 
 
 # ---- What this process has computed before -----------------------------------------------------------------

@@ -53,6 +53,35 @@ def require_cases_apart(model: nn.Module, case_shape: tuple[int, ...]) -> None:
         raise UserError(f"{type(model).__name__} can't be trained in private: {wrong}")
 
 
+def require_frozen_apart(trunk: nn.Module, case_shape: tuple[int, ...]) -> None:
+    """Try layers that stay as they are below what learns: what they make of a case must be its own alone.
+
+    Args:
+        trunk: Maps (B, *case_shape) to anything, in evaluation mode; it is left as it is.
+        case_shape: Shape of one case.
+
+    Raises:
+        UserError: saying why nothing can be trained in private above them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tried = copy.deepcopy(trunk).eval()
+        x_B, others_B = torch.randn(2, CASES, *case_shape)
+        together, before = _says(tried, x_B), _numbers(tried)
+        alone = torch.cat([_says(tried, case[None]) for case in x_B])
+        _says(tried, others_B)
+        after = _numbers(tried)
+        wrong = ""
+        if not _close(alone, together):
+            wrong = "what it makes of a case depends on the others in the batch"
+        elif not all(torch.equal(before[name], after[name]) for name in before):
+            wrong = "a forward pass changes its weights or buffers"
+        elif not _close(_says(tried, x_B, chance=1), together):
+            wrong = "it draws chance, or remembers cases"
+    if wrong:
+        raise UserError(f"nothing can be trained in private above {type(trunk).__name__}: {wrong}")
+
+
 def _shaken(model: nn.Module) -> nn.Module:
     shaken = copy.deepcopy(model).train()
     with torch.no_grad():

@@ -116,11 +116,6 @@ def feature_matching_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     return 0.5 * (student_ND - teacher_ND).square().sum(dim=1).mean()
 
 
-def centred(logits_NC: Tensor) -> Tensor:
-    """Subtract each row's mean, which a softmax does not see: logits that mean the same become the same."""
-    return logits_NC - logits_NC.mean(dim=-1, keepdim=True)
-
-
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"the temperature must be above 0, not {temperature}")

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.config import Layers
 from common.errors import ConfigError, UserError
 from common.fitness import require_cases_apart
 
@@ -259,6 +260,41 @@ def trunk_of(model: nn.Module) -> nn.Module:
     return _split(model)[0]
 
 
+def has_trunk(model: nn.Module) -> bool:
+    """Whether the model has a trunk that learns and a head, so that one can be frozen below the other."""
+    try:
+        return next(trunk_of(model).parameters(), None) is not None
+    except UserError:
+        return False
+
+
+def cut(model: nn.Module, layers: Layers) -> tuple[nn.Module, nn.Module]:
+    """Divide a model into what stays frozen and what learns; one after the other they are the model.
+
+    The last block begins with the last part of the trunk that has a matrix of weights: a convolution with
+    what follows it, a residual block, a layer of a perceptron.
+
+    Args:
+        model: A model with a trunk and a head.
+        layers: Which layers learn.
+
+    Raises:
+        UserError: if the model has no such parts, or a last block is asked of a trunk that is no
+            `nn.Sequential`.
+    """
+    trunk, head = _split(model)
+    if layers == "all":
+        return nn.Identity(), model
+    if layers == "head":
+        return trunk, head
+    if not isinstance(trunk, nn.Sequential):
+        raise UserError(f"{type(model).__name__} has no last block: its trunk is no nn.Sequential")
+    parts = list(trunk.children())
+    weighty = [place for place, part in enumerate(parts) if any(w.dim() > 1 for w in part.parameters())]
+    last = weighty[-1] if weighty else 0
+    return nn.Sequential(*parts[:last]), nn.Sequential(*parts[last:], head)
+
+
 def _split(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
     trunk, head = getattr(model, "trunk", None), getattr(model, "head", None)
     if isinstance(model, nn.Sequential) and len(model) > 1:
@@ -332,8 +368,18 @@ class FeatureCard(BaseModel):
     kind: str
     raw_width: int
     columns: int
-    teacher: str = ""
-    """Architecture whose trunk the features are (`teacher` only)."""
+
+
+class TrunkCard(BaseModel):
+    """What of the model is a frozen trunk below the layers that learn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    layers: Layers
+    """Which layers learn."""
+    raw_width: int = 0
+    columns: int = 0
+    """The trunk's principal components that a head sees."""
 
 
 class ModelCard(BaseModel):
@@ -348,6 +394,7 @@ class ModelCard(BaseModel):
     classes: tuple[str, ...]
     """Names of the classes in the order of the logits."""
     features: FeatureCard | None = None
+    trunk: TrunkCard | None = None
 
 
 def model_bytes(model: nn.Module, card: ModelCard) -> bytes:

@@ -7,7 +7,7 @@ from common.metrics import headline_metric
 from common.models import private_ready
 from common.plan import plan_of
 from server.methods import method_of
-from server.teacher import check_start, choose_cases, learner_of
+from server.teacher import check_start, choose_cases, outline_of
 
 
 def check(config: RunConfig, public: PublicData) -> None:
@@ -51,10 +51,10 @@ def _check_budget(config: RunConfig, public: PublicData) -> None:
 
 
 def _check_models(config: RunConfig, public: PublicData) -> None:
-    learners = {}
+    outlines = {}
     for part, settings in (("student", config.student), ("teacher", config.teacher)):
         try:
-            learners[part] = learner_of(config, public.proxy, settings)
+            outlines[part] = outline_of(config, public.proxy, settings)
         except ConfigError as error:
             raise ConfigError("run config", f"{part}.{error.key}", error.value, error.expected) from None
-    private_ready(learners["student"].model, learners["student"].features.shape)
+    private_ready(outlines["student"].model, outlines["student"].features.shape)

@@ -16,7 +16,13 @@ from common import seeds
 from common.architectures import Architecture, architecture_of
 from common.config import Network, RunConfig
 from common.datasets import PublicData
-from common.distillation import Learner, build_learner, fit_labels, fit_soft_labels, trunk_name
+from common.distillation import (
+    Learner,
+    build_learner,
+    fit_labels,
+    fit_soft_labels,
+    outline_learner,
+)
 from common.errors import ConfigError
 from common.losses import log_soft_labels
 from common.metrics import scores
@@ -123,12 +129,12 @@ class Teacher:
     def card(self) -> ModelCard:
         """What the model's file says about it."""
         preprocessing = self.proxy.preprocessing
-        trunk = trunk_name(self.proxy) if self.architecture.features == "teacher" else ""
         return ModelCard(
             model=self.architecture.model,
             case_shape=preprocessing.case_shape,
             classes=preprocessing.classes,
-            features=self.learner.features.card(trunk),
+            features=self.learner.features.card(),
+            trunk=self.learner.features.trunk,
         )
 
     def validation_scores(self) -> dict[str, float]:
@@ -159,10 +165,22 @@ def learner_of(config: RunConfig, proxy: Proxy, settings: Network) -> Learner:
     Raises:
         ConfigError: if there is no such model, or it doesn't take such cases.
     """
-    architecture = _architecture(config, settings)
+    seed = seeds.torch_seed(config.seed, "teacher")
+    return build_learner(_architecture(config, settings), proxy, seed, _own_paths(config))
+
+
+def outline_of(config: RunConfig, proxy: Proxy, settings: Network) -> Learner:
+    """Build that learner on a trunk that nobody has trained, to see what can be known beforehand.
+
+    Raises:
+        ConfigError: as `learner_of`.
+    """
+    return outline_learner(_architecture(config, settings), proxy, _own_paths(config))
+
+
+def _own_paths(config: RunConfig) -> tuple[str, ...]:
     # Whoever may name code in a coordinator's own run config may run code there anyway.
-    own_paths = (config.teacher.model, config.student.model)
-    return build_learner(architecture, proxy, seeds.torch_seed(config.seed, "teacher"), own_paths)
+    return config.teacher.model, config.student.model
 
 
 def check_start(config: RunConfig, proxy: Proxy) -> None:

@@ -312,7 +312,7 @@ def test_an_old_head_is_known_and_an_extreme_but_allowed_task_makes_an_ordinary_
             {"step_size": 1e-300},
             {"temperature": 1e-300},
             {"temperature": 1e6, "alpha": 0.0},
-            {"model": "mlp", "learning_rate": 1e6, "epochs": 3},
+            {"model": "mlp", "private_layers": "all", "learning_rate": 1e6, "epochs": 3},
             {"clipping_norm": 1e-6},
         )
     ):

@@ -22,6 +22,7 @@ STUDENT = {
     "model": "linear",
     "features": "none",
     "feature_size": 128,
+    "private_layers": "head",
 }
 
 
@@ -104,7 +105,7 @@ def test_a_file_of_another_account_is_refused(hospital):
             {"student": STUDENT | {"model": "os:system"}},
         ),
         ({}, {"student": STUDENT | {"model": "transformer"}}),
-        ({}, {"student": STUDENT | {"features": "teacher"}}),
+        ({'features = ["none", "pca", "scattering"]': 'features = ["pca"]'}, {"student": STUDENT}),
         ({}, {"student": STUDENT | {"epochs": 1001}}),
         ({'proxies = ["*"]': f'proxies = ["{"0" * 64}"]'}, {}),
         ({}, {"codec": "fp32"}),
@@ -136,10 +137,10 @@ def test_code_by_import_path_runs_only_where_the_policy_names_it(hospital):
 
 def test_a_student_of_the_sites_own_replaces_the_proposed_one(hospital):
     with hospital.policy_path.open("a") as file:
-        file.write('\n[student]\nmodel = "mlp"\nfeatures = "pca"\nfeature-size = 2\n')
+        file.write('\n[student]\nmodel = "mlp"\nfeatures = "pca"\nfeature-size = 2\nprivate-layers = "all"\n')
     policy = read_policy(hospital.policy_path)
     assert policy.refusal(hospital.plan(student=STUDENT | {"model": "os:system"})) is None
-    assert policy.architecture(Architecture("os:system")) == Architecture("mlp", "pca", 2)
+    assert policy.architecture(Architecture("os:system")) == Architecture("mlp", "pca", 2, "all")
 
 
 EXTREME_BUT_ALLOWED = st.fixed_dictionaries(

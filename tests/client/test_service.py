@@ -27,7 +27,7 @@ from common.messages import Greeting, Offer, Receipt, Refusal, Release, Rule, de
 
 pytestmark = pytest.mark.slow
 
-LONG = {"model": "mlp", "epochs": 1000}
+LONG = {"model": "mlp", "private_layers": "all", "epochs": 1000}
 """A student that takes a second or two to learn the soft labels."""
 
 

@@ -39,9 +39,10 @@ def make_proxy() -> Proxy:
 PROXY = make_proxy()
 ARCHITECTURES = [
     Architecture("linear"),
-    Architecture("mlp"),
+    Architecture("mlp", layers="all"),
     Architecture("linear", "pca", 2),
-    Architecture("mlp", "teacher", 2),
+    Architecture("mlp", "pca", 2, "head"),
+    Architecture("mlp", layers="last-block"),
 ]
 
 
@@ -113,7 +114,7 @@ def test_the_declared_size_is_the_denominator_whatever_the_true_one_is():
 
 def test_the_same_task_from_the_same_state_gives_the_same_bits():
     asked = task(make_plan(), scale=2.0)
-    student = enrol(asked.plan, Architecture("mlp"))
+    student = enrol(asked.plan, Architecture("mlp", layers="all"))
     said = []
     for disturbance in range(3):
         student.restart(None)
@@ -125,7 +126,7 @@ def test_the_same_task_from_the_same_state_gives_the_same_bits():
 
 def test_a_student_goes_on_from_its_last_committed_state():
     plan = make_plan(student__epochs=2)
-    student = enrol(plan, Architecture("mlp"))
+    student = enrol(plan, Architecture("mlp", layers="all"))
     first = lesson(student, task(plan, 1))
     straight = lesson(student, task(plan, 2))
     lesson(student, task(plan, 3))  # never committed
@@ -137,7 +138,9 @@ def test_a_student_goes_on_from_its_last_committed_state():
 
 def test_students_of_one_architecture_differ_by_site_only_in_public_seeds():
     plan = make_plan()
-    north, again, south = (enrol(plan, Architecture("mlp"), site) for site in ("north", "north", "south"))
+    north, again, south = (
+        enrol(plan, Architecture("mlp", layers="all"), site) for site in ("north", "north", "south")
+    )
     assert north.learner.state() == again.learner.state() != south.learner.state()
 
 
@@ -173,5 +176,7 @@ def test_a_student_that_can_not_be_trained_in_private_is_refused(monkeypatch):
 
 def test_a_lesson_that_ends_in_nonsense_is_still_an_opinion_of_the_right_shape():
     asked = task(make_plan(privacy__step_size=1e6, privacy__clipping_norm=1e6))
-    opinion = lesson(enrol(asked.plan, Architecture("mlp")), asked, randomness=PrivateRandomness.seeded("x"))
+    opinion = lesson(
+        enrol(asked.plan, Architecture("mlp", layers="all")), asked, randomness=PrivateRandomness.seeded("x")
+    )
     assert opinion.logits_PC.shape == (CASES, 2)

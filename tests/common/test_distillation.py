@@ -8,14 +8,14 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from common.architectures import MIXED, Architecture, mixed_architecture
-from common.config import Distillation
+from common.config import Distillation, Layers
 from common.distillation import (
+    Learner,
     affine_layer,
     build_learner,
     fit_labels,
     fit_soft_labels,
-    public_trunk,
-    trunk_name,
+    outline_learner,
 )
 from common.errors import ConfigError, UserError
 from common.losses import distillation_loss, log_soft_labels
@@ -36,8 +36,12 @@ def proxy(cases: int = 60, labelled: bool = True, seed: int = 0) -> Proxy:
     return Proxy(preprocessing, encoded.x, encoded.y if labelled else np.full(cases, -1))
 
 
-def learner(model: str, features: str = "none", seed: int = 0, cases: Proxy | None = None):
-    return build_learner(Architecture(model, features, 3), cases or proxy(), seed, ())
+def learner(model: str, layers: Layers = "all", seed: int = 0) -> Learner:
+    return build_learner(Architecture(model, "none", 3, layers), proxy(), seed, ())
+
+
+def said(one: Learner, public: Proxy) -> np.ndarray:
+    return one.logits(one.phi(public.x))
 
 
 def logits_of(cases: int, seed: int = 1) -> np.ndarray:
@@ -51,7 +55,7 @@ def test_hard_labels_give_a_linear_model_its_regularised_optimum():
     # Two classes with one weight vector each, both penalised: half the penalty on their difference.
     reference = LogisticRegression(C=1 / (len(public.y) * 0.05 / 2), tol=1e-8, max_iter=10_000)
     reference.fit(public.x, public.y)
-    ours = one.judge(public.x)
+    ours = said(one, public)
     np.testing.assert_allclose(ours[:, 1] - ours[:, 0], reference.decision_function(public.x), atol=2e-3)
 
 
@@ -61,7 +65,7 @@ def test_logits_that_a_linear_model_can_have_are_taken_over_exactly():
     wanted = (public.x @ rng.normal(size=(4, 2)) + rng.normal(size=2)).astype(np.float32)
     one = learner("linear")
     fit_soft_labels(one, one.phi(public.x), log_soft_labels(wanted, 3.0), public.y, settings, 0)
-    found = one.judge(public.x)
+    found = said(one, public)
     centred = wanted - wanted.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(found - found.mean(axis=1, keepdims=True), centred, atol=0.02)
 
@@ -77,7 +81,7 @@ def test_other_logits_are_taken_over_in_the_sense_of_least_squares():
         return float(((found - target) ** 2).mean())
 
     best = minimize(misfit, np.zeros(10)).fun
-    found = one.judge(public.x)
+    found = said(one, public)
     assert ((found - target) ** 2).mean() == pytest.approx(best, rel=1e-3)
 
 
@@ -89,7 +93,7 @@ def test_a_linear_model_forgets_where_it_started():
     )
     for each in (one, other):
         fit_soft_labels(each, each.phi(public.x), z, public.y, Distillation(), 0)
-    assert (one.judge(public.x) == other.judge(public.x)).all()
+    assert (said(one, public) == said(other, public)).all()
 
 
 @pytest.mark.parametrize(("model", "alpha"), [("mlp", 1.0), ("mlp", 0.5), ("linear", 0.5)])
@@ -99,7 +103,7 @@ def test_whatever_is_not_linear_comes_close_by_descent(model, alpha):
     one, soft = learner(model), log_soft_labels(teacher, 2.0)
 
     def loss() -> float:
-        arguments = map(torch.tensor, (one.judge(public.x), soft, public.y))
+        arguments = map(torch.tensor, (said(one, public), soft, public.y))
         return float(distillation_loss(*arguments, temperature=2.0, alpha=alpha))
 
     before = loss()
@@ -150,17 +154,63 @@ def test_every_mixed_architecture_of_a_table_can_be_built_and_they_differ():
     assert set(shown) == set(MIXED["table"])
     for place, architecture in enumerate(shown):
         one = build_learner(architecture, public, place, ())
-        assert one.judge(public.x).shape == (60, 2)
+        assert said(one, public).shape == (60, 2)
 
 
-def test_a_public_trunk_is_the_same_for_everybody_and_needs_labels():
+@pytest.mark.parametrize(
+    ("layers", "learned", "shape"), [("head", 42, (20,)), ("last-block", 8_386, (128,)), ("all", 9_026, (4,))]
+)
+def test_what_does_not_learn_is_a_public_trunk_that_belongs_to_the_features(layers, learned, shape):
     public = proxy()
-    assert trunk_name(public) == "mlp"
-    ours, theirs = public_trunk(public), public_trunk(proxy())
-    x = torch.from_numpy(np.array(public.x))
-    assert torch.equal(ours(x), theirs(x))
-    with pytest.raises(UserError, match="labelled"):
-        public_trunk(proxy(labelled=False))
+    one, again = (build_learner(Architecture("mlp", "none", 20, layers), public, seed, ()) for seed in (0, 1))
+    assert one.features.shape == shape and one.features.name == again.features.name
+    assert sum(weights.numel() for weights in one.model.parameters()) == learned
+    assert not any(weights.requires_grad for weights in one.features.parameters())
+    assert torch.equal(one.phi(public.x), again.phi(public.x))
+    assert said(one, public).shape == (60, 2)
+    outline = outline_learner(Architecture("mlp", "none", 20, layers), public, ())
+    assert [w.shape for w in outline.model.parameters()] == [w.shape for w in one.model.parameters()]
+
+
+class Brought(nn.Module):
+    """A user's model whose trunk has learned elsewhere."""
+
+    def __init__(self, case_shape, num_classes, between=None):
+        super().__init__()
+        layer = nn.Linear(case_shape[0], 6)
+        nn.init.constant_(layer.weight, 0.5)
+        self.trunk = nn.Sequential(layer, nn.Tanh(), *([between] if between else []))
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+class Centring(nn.Module):
+    """Subtracts the mean of the batch at hand."""
+
+    def forward(self, x):
+        return x - x.mean(dim=0)
+
+
+class Mixing(Brought):
+    """Its trunk mixes cases."""
+
+    def __init__(self, case_shape, num_classes):
+        super().__init__(case_shape, num_classes, Centring())
+
+
+def test_a_model_of_ones_own_brings_its_trunk_along():
+    path = f"{__name__}:Brought"
+    one = build_learner(Architecture(path, "none", 6, "head"), proxy(), 0, (path,))
+    assert (one.features.raw[1][0].weight == 0.5).all()
+    assert affine_layer(one.model) is not None
+
+
+def test_nothing_is_learned_above_a_trunk_that_mixes_cases():
+    path = f"{__name__}:Mixing"
+    with pytest.raises(UserError, match="depends on the others in the batch"):
+        build_learner(Architecture(path, "none", 6, "head"), proxy(), 0, (path,))
 
 
 def test_code_by_import_path_needs_the_partys_own_leave():

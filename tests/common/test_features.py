@@ -1,5 +1,6 @@
 """Features are a function of public bytes, a PCA by any other name, and frozen."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -16,13 +17,25 @@ from torch import nn
 
 import common.features
 from common.errors import ConfigError, UserError
-from common.features import ROW_NORM, WHITENING, FeaturedModel, Projection, fit_features, load_featured_model
+from common.features import (
+    ROW_NORM,
+    WHITENING,
+    FeaturedModel,
+    Projection,
+    above_trunk,
+    fit_features,
+    load_featured_model,
+)
 from common.models import ModelCard, build, load_model, save_model, trunk_of
 
 rng = np.random.default_rng(0)
 IMAGES = rng.random((40, 1, 28, 28), dtype=np.float32)
 TABLE = (rng.normal(size=(60, 9)) * np.arange(1, 10)).astype(np.float32)
-TRUNK = trunk_of(build("cnn", (1, 28, 28), 10, seed=0))
+TRUNK = trunk_of(build("cnn", (1, 28, 28), 10, seed=0)).requires_grad_(False)
+
+
+def above(trunk, layers="head"):
+    return above_trunk(fit_features("none", IMAGES, 1, 0), trunk, layers, IMAGES, 4, 0)
 
 
 @settings(deadline=None)
@@ -48,11 +61,10 @@ def test_the_projection_is_a_scaled_pca(cases, width, size, seed):
         ("pca", TABLE, (4,)),
         ("pca", IMAGES, (4,)),
         ("scattering", IMAGES, (4,)),
-        ("teacher", IMAGES, (4,)),
     ],
 )
 def test_every_kind(kind, proxy_x, shape):
-    features = fit_features(kind, proxy_x, 4, seed=0, teacher_trunk=TRUNK)
+    features = fit_features(kind, proxy_x, 4, seed=0)
     phi = features.transform(proxy_x)
     assert features.shape == shape
     assert phi.shape == (len(proxy_x), *shape)
@@ -102,10 +114,8 @@ def test_a_process_fits_once():
     assert fit_features("pca", TABLE + 1, 4, seed=0) is not first
     assert fit_features("pca", TABLE, 3, seed=0) is not first
     other_trunk = trunk_of(build("cnn", (1, 28, 28), 10, seed=1))
-    names = {
-        fit_features("teacher", IMAGES, 4, seed=0, teacher_trunk=trunk).name for trunk in (TRUNK, other_trunk)
-    }
-    assert len(names) == 2
+    ours, same, theirs = (above(trunk) for trunk in (TRUNK, copy.deepcopy(TRUNK), other_trunk))
+    assert ours is same and ours.name != theirs.name
 
 
 def test_public_cases_are_looked_at_once_and_private_ones_leave_no_copy():
@@ -130,7 +140,7 @@ def test_the_scale_of_pixels_does_not_matter():
 
 
 def test_features_are_frozen():
-    features = fit_features("teacher", IMAGES, 4, seed=0, teacher_trunk=nn.Sequential(TRUNK, nn.Dropout(0.5)))
+    features = above(nn.Sequential(*TRUNK, nn.Dropout(0.5)))
     model = FeaturedModel(features, build("linear", features.shape, 3, seed=0)).train()
     assert not features.training
     assert not any(module.training for module in features.modules())
@@ -139,8 +149,7 @@ def test_features_are_frozen():
         "model.head.bias",
     ]
     before = features.transform(IMAGES)
-    TRUNK[0].weight.data.add_(0)  # the teacher goes on training; its trunk was copied
-    assert features.raw[0][0] is not TRUNK
+    assert features.raw[1][0] is not TRUNK[0]
     assert torch.equal(features.transform(IMAGES), before)
 
 
@@ -155,9 +164,8 @@ def test_read_only_cases_are_no_obstacle():
 @pytest.mark.parametrize(
     ("kind", "proxy_x", "complaint"),
     [
-        ("scatter", IMAGES, r"one of none, pca, scattering, teacher; did you mean 'scattering'\?"),
+        ("scatter", IMAGES, r"one of none, pca, scattering; did you mean 'scattering'\?"),
         ("scattering", TABLE, r"none or pca for cases of shape \(9,\): it takes images"),
-        ("teacher", IMAGES, "needs a teacher"),
         ("pca", np.ones((5, 3), np.float32), "all alike"),
         ("pca", np.full((5, 3), 0.1, np.float32), "all alike"),
         ("scattering", np.zeros((5, 1, 28, 28), np.float32), "all alike"),
@@ -171,16 +179,26 @@ def test_refusals(kind, proxy_x, complaint):
     )
 
 
-@pytest.mark.parametrize("kind", ["none", "pca", "scattering", "teacher"])
+def test_above_a_trunk_a_head_sees_components_and_a_block_what_the_trunk_makes():
+    head, block = above(TRUNK), above(TRUNK[:4], "last-block")
+    assert head.shape == (4,) and block.shape == (16, 14, 14)
+    x = torch.from_numpy(IMAGES)
+    assert head.transform(IMAGES).square().sum(dim=1).mean().sqrt().item() == pytest.approx(
+        ROW_NORM, rel=1e-3
+    )
+    assert torch.equal(block.transform(IMAGES), TRUNK[:4](x))
+
+
+@pytest.mark.parametrize("kind", ["none", "pca", "scattering"])
 def test_a_student_comes_back_from_disk_with_its_features(tmp_path, kind):
-    features = fit_features(kind, IMAGES, 4, seed=0, teacher_trunk=TRUNK)
+    features = fit_features(kind, IMAGES, 4, seed=0)
     head = build("mlp", features.shape, 3, seed=0)
     student = head if kind == "none" else FeaturedModel(features, head)
     card = ModelCard(
         model="mlp",
         case_shape=(1, 28, 28),
         classes=("a", "b", "c"),
-        features=features.card("cnn" if kind == "teacher" else ""),
+        features=features.card(),
     )
     path = tmp_path / "student.safetensors"
     save_model(path, student, card)

@@ -14,10 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.errors import ConfigError, UserError
 from common.models import (
     REGISTRY,
+    Classifier,
     FeatureCard,
     ModelCard,
     ModelFileError,
+    ResidualBlock,
     build,
+    cut,
+    has_trunk,
     head_of,
     load_by_path,
     load_model,
@@ -287,3 +291,23 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_cards_keep_what_features_need():
     card = CARD.model_copy(update={"features": FeatureCard(kind="pca", raw_width=5, columns=3)})
     assert ModelCard.model_validate_json(card.model_dump_json()) == card
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet-gn"])
+def test_a_cut_model_is_the_model(name):
+    model, x = build(name, (1, 12, 12), 3, seed=0).eval(), torch.rand(5, 1, 12, 12)
+    sizes = []
+    for layers in ("head", "last-block", "all"):
+        lower, learned = cut(model, layers)
+        assert torch.allclose(learned(lower(x)), model(x), atol=1e-6)
+        sizes.append(sum(weights.numel() for weights in learned.parameters()))
+    whole = sum(weights.numel() for weights in model.parameters())
+    assert sizes[0] == sum(weights.numel() for weights in head_of(model).parameters())
+    assert sizes[0] < sizes[1] < sizes[2] == whole
+
+
+def test_a_trunk_is_one_that_learns_and_its_last_block_needs_parts_in_a_row():
+    assert has_trunk(build("mlp", (4,), 3, seed=0))
+    assert not has_trunk(build("linear", (4,), 3, seed=0)) and not has_trunk(nn.Linear(4, 3))
+    with pytest.raises(UserError, match="no last block"):
+        cut(Classifier(ResidualBlock(8, 8, stride=1), 8, 3), "last-block")
