@@ -50,6 +50,9 @@ class Aggregation(Strict):
     """Server momentum over movements (`descent`)."""
     averaging: Fraction = 0.0
     """Decay of the average of z over the second half of the rounds (`descent`); 0 keeps the last z."""
+    validated: bool = False
+    """Let public validation cases choose (`descent`): each step whole, half or a quarter; at the end z or its
+    average."""
     temperature: Positive = 1.0
     """Sharpening temperature of the aggregated soft labels (`oneshot`): below 1 sharpens."""
 
@@ -195,6 +198,9 @@ class RunConfig(Strict):
     """Public randomness only: splits, initial weights, order of cases; and everything in a simulation."""
     num_rounds: Steps = 20
     """Rounds of the run. A method with one round (`oneshot`) takes the private steps of all of them in it."""
+    patience: Size = 0
+    """Rounds without a better log-loss on public validation cases that end the run, and the best round is
+    taken; the whole plan stays charged. 0 holds all rounds."""
     min_sites: Count = 1
     """Sites that must contribute to a round; with fewer, the run stops."""
     round_timeout: Positive = 600.0

@@ -145,6 +145,8 @@ class Summary(_Part):
     wire_bytes_up_per_site_per_round: Bytes | None = None
     rounds: Count
     """Rounds that every seed finished."""
+    rounds_planned: Count | None = None
+    """Rounds of the plan, which is what the privacy loss is of."""
     seconds: Amount
     """Time taken, summed over seeds."""
     peak_memory_mib: Amount
@@ -246,6 +248,7 @@ def merge(summaries: Sequence[Summary]) -> Summary:
         ),
         wire_bytes_up_per_site_per_round=_mean_wire_bytes(summaries),
         rounds=min(summary.rounds for summary in summaries),
+        rounds_planned=first.rounds_planned,
         seconds=math.fsum(summary.seconds for summary in summaries),
         peak_memory_mib=max(summary.peak_memory_mib for summary in summaries),
         method=first.method,

@@ -9,7 +9,8 @@
       (`client.custodian`);
    c. releases are admitted as hostile input (`server.admission`), the **ensemble** is formed
       (`server.aggregation`, weights in `server.weights`), and z advances (`server.methods`);
-   d. the teacher learns from z and is judged on public test cases.
+   d. the teacher learns from z and is judged on public test cases. How long a step is and when to end, public
+      validation cases decide, if they are to (`aggregation.validated`, `patience`).
    A run that is `resumable` is kept before a task is sent and after each round (`server.checkpoint`).
 4. z is distilled into the student that goes back to every site; the results are written.
 """
@@ -36,10 +37,10 @@ from server.admission import Member
 from server.aggregation import aggregate
 from server.checkpoint import Progress, keep, resume
 from server.correspondence import ask_round, deliver_student
-from server.methods import State, method_of
+from server.methods import State, method_of, stalled
 from server.preconditions import check
 from server.public_baselines import public_baselines
-from server.results import Journal, metrics_of
+from server.results import Journal, Record, metrics_of
 from server.roll import Roll
 from server.teacher import NONE, Teacher, choose_cases
 from server.weights import weights_of
@@ -92,6 +93,8 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         require_sites(config, "roll call", roll.members, roll.absent)
         journal = Journal(folder, config, plan, progress.record)
         for round_number in range(progress.held + 1, plan.rounds + 1):
+            if stalled(progress.record.validation, config.patience):
+                break
             progress.task = task = progress.task or draw_up(plan, round_number, cases_P, progress.state)
             keep(folder, config, progress)
             tasks, done = tasks_of(task, roll.members)
@@ -109,15 +112,20 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
                 for one in admitted.contributions
             ]
             ensemble_PC = aggregate(rule, opinions, config.aggregation)
-            progress.state = method.advance(progress.state, ensemble_PC, round_number, config)
-            teacher.learn(progress.state.taught_PC)
+            candidates = method.candidates(progress.state, ensemble_PC, round_number, config)
+            choice = teacher.learn_best([one.taught_PC(config.aggregation) for one in candidates])
+            progress.state = candidates[choice]
+            if config.patience:
+                progress.state = watched(progress.state, progress.record, teacher, config)
             journal.note(round_number, admitted, tasks.keys(), absent, teacher.test_scores())
             progress.held, progress.task, progress.teacher = round_number, None, teacher.learner.state()
             keep(folder, config, progress)
             roll.call(0.0)
 
+        outcomes = progress.state.outcomes(config.aggregation)
+        final_PC = outcomes[teacher.learn_best(outcomes) if len(outcomes) > 1 else 0]
         student = Teacher.open(config, public, cases_P, config.student)
-        student.learn(progress.state.taught_PC)
+        student.learn(final_PC)
         folder.keep_model("teacher.safetensors", teacher.model_bytes())
         folder.keep_model("student.safetensors", student.model_bytes())
         missed = deliver_student(grid, student.model_bytes(), roll.members, config.round_timeout)
@@ -157,6 +165,13 @@ def tasks_of(task: Task, members: Mapping[str, Member]) -> tuple[dict[str, Task]
         if site not in tasks
     }
     return tasks, done
+
+
+def watched(state: State, record: Record, teacher: Teacher, config: RunConfig) -> State:
+    """Note the teacher's log-loss on the public validation cases, and keep what the best one learned."""
+    record.validation.append(teacher.validation_scores()["log_loss"])
+    best = record.validation[-1] == min(record.validation)
+    return replace(state, best_PC=state.taught_PC(config.aggregation)) if best else state
 
 
 def require_sites(config: RunConfig, when: str, present: Sized, absent: Mapping[str, str]) -> None:

@@ -11,19 +11,29 @@ combines it by default, and how z advances:
 
 `descent` is gradient descent on functions instead of weights: with linear students on the same features, and
 nothing quantised, it takes the very steps of DP-FedSGD.
+
+Where the noise is large, as with many small sites, a step that is right for few large ones overshoots. With
+`aggregation.validated` the server tries each step whole, halved and quartered, v with it, and takes the one
+whose teacher has the least log-loss on the public validation cases. Releases are there already, so this is
+free of any budget.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import MOST_STEPS, RunConfig
+from common.config import MOST_STEPS, Aggregation, RunConfig
 from common.errors import ConfigError
 from common.plan import TERMS, Terms
 
 Floats = NDArray[np.float64]
+
+SHARES = (1.0, 0.5, 0.25)
+"""Of a step, that are tried where validation chooses."""
+USUAL_DECAY = 0.9
+"""Of the average that validation may choose, where `aggregation.averaging` names none."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +44,28 @@ class State:
         z_PC: Logits of the central model on the run's proxy cases.
         velocity_PC: Momentum of z.
         average_PC: Exponential average of z over the second half, once it has begun.
+        best_PC: What the teacher learned in the round of the least validation log-loss, if `patience` asks.
     """
 
     z_PC: Floats
     velocity_PC: Floats
     average_PC: Floats | None = None
+    best_PC: Floats | None = None
 
     @classmethod
     def start(cls, z_PC: NDArray[np.floating]) -> "State":
         """Begin at the teacher's logits, at rest."""
         return cls(np.asarray(z_PC, dtype=np.float64), np.zeros(z_PC.shape))
 
-    @property
-    def taught_PC(self) -> Floats:
-        """What the teacher learns: the average where there is one, else z."""
-        return self.z_PC if self.average_PC is None else self.average_PC
+    def taught_PC(self, settings: Aggregation) -> Floats:
+        """What the teacher learns in a round: the average where there is one and no choice, else z."""
+        return self.z_PC if self.average_PC is None or settings.validated else self.average_PC
+
+    def outcomes(self, settings: Aggregation) -> list[Floats]:
+        """What the run may come to; the public validation cases choose where there are several."""
+        average = [self.average_PC] if settings.validated and self.average_PC is not None else []
+        best = [self.best_PC] if self.best_PC is not None else []
+        return [self.taught_PC(settings), *average, *best]
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,19 @@ class Method:
 
     Attributes:
         terms: What sites return, and the usual rule that combines it.
-        advance: (state, ensemble_PC, round, config) to the next state.
+        advance: (state, ensemble_PC, round, config, share of the step) to the next state.
     """
 
     terms: Terms
-    advance: Callable[[State, Floats, int, RunConfig], State]
+    advance: Callable[[State, Floats, int, RunConfig, float], State]
+
+    def candidates(
+        self, state: State, ensemble_PC: Floats, round_number: int, config: RunConfig
+    ) -> list[State]:
+        """States that may come next; the public validation cases choose where there are several."""
+        choice = config.aggregation.validated and self.terms.returns == "movement"
+        shares = SHARES if choice else (1.0,)
+        return [self.advance(state, ensemble_PC, round_number, config, share) for share in shares]
 
 
 def method_of(config: RunConfig) -> Method:
@@ -81,18 +106,28 @@ def method_of(config: RunConfig) -> Method:
     return method
 
 
-def _descend(state: State, ensemble_PC: Floats, round_number: int, config: RunConfig) -> State:
-    velocity_PC = config.aggregation.momentum * state.velocity_PC + ensemble_PC
+def stalled(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` rounds brought no better log-loss than those before; 0 waits for ever."""
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _descend(
+    state: State, ensemble_PC: Floats, round_number: int, config: RunConfig, share: float = 1.0
+) -> State:
+    settings = config.aggregation
+    velocity_PC = share * (settings.momentum * state.velocity_PC + ensemble_PC)
     z_PC = state.z_PC + velocity_PC
     average_PC = state.average_PC
-    decay = config.aggregation.averaging
+    decay = settings.averaging or (USUAL_DECAY if settings.validated else 0.0)
     if decay and round_number > config.num_rounds // 2:
         average_PC = z_PC if average_PC is None else decay * average_PC + (1 - decay) * z_PC
-    return State(z_PC, velocity_PC, average_PC)
+    return replace(state, z_PC=z_PC, velocity_PC=velocity_PC, average_PC=average_PC)
 
 
-def _adopt(state: State, ensemble_PC: Floats, round_number: int, config: RunConfig) -> State:
-    del round_number, config
+def _adopt(
+    state: State, ensemble_PC: Floats, round_number: int, config: RunConfig, share: float = 1.0
+) -> State:
+    del round_number, config, share
     return replace(state, z_PC=ensemble_PC)
 
 

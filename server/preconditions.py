@@ -26,6 +26,7 @@ def check(config: RunConfig, public: PublicData) -> None:
             "run config", "min-sites", config.min_sites, f"at most the {expected_sites} sites there are"
         )
     _check_test_cases(public)
+    _check_validation_cases(config, public)
     _check_budget(config, public)
     check_start(config, public.proxy)
     _check_models(config, public)
@@ -37,6 +38,19 @@ def _check_test_cases(public: PublicData) -> None:
     if absent and headline_metric(classes) == "auroc":
         expected = f"test cases of both classes, and none is {absent[0]!r}"
         raise ConfigError("run config", "data.test-size", len(labels), expected)
+
+
+def _check_validation_cases(config: RunConfig, public: PublicData) -> None:
+    if (public.validation.y >= 0).any():
+        return
+    for key, wanted in (
+        ("aggregation.validated", config.aggregation.validated),
+        ("patience", config.patience),
+    ):
+        if wanted:
+            raise ConfigError(
+                "run config", key, wanted, "labelled public validation cases, and there are none"
+            )
 
 
 def _check_budget(config: RunConfig, public: PublicData) -> None:

@@ -70,6 +70,7 @@ class Record(BaseModel):
         payload: Bytes of every release.
         wire: Bytes of every whole answer.
         plans: Each site's plan, once it has taken part in the roll.
+        validation: The teacher's log-loss on public validation cases, round by round, if `patience` asks.
         charged: In how many rounds each site may have charged its budget.
         seconds: How long the run had worked before it broke off.
         teacher_alone: Scores of the teacher before the first round.
@@ -82,6 +83,7 @@ class Record(BaseModel):
     wire: list[int] = []
     plans: dict[str, Plan] = {}
     charged: dict[str, int] = {}
+    validation: list[float] = []
     seconds: float = 0.0
     teacher_alone: Metrics | None = None
 
@@ -164,6 +166,7 @@ class Journal:
             bytes_up_per_site_per_round=_bytes(self._record.payload),
             wire_bytes_up_per_site_per_round=_bytes(self._record.wire),
             rounds=len(self._record.rounds),
+            rounds_planned=self._plan.rounds,
             seconds=time.monotonic() - self._started,
             peak_memory_mib=peak_memory_mib(),
             method=self._config.method,

@@ -5,6 +5,7 @@ starts at zero, and a twin of the student learns). Its logits on the run's proxy
 every round it is distilled from the new z, warm from where it was.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,23 @@ class Teacher:
         soft_PC = log_soft_labels(z_PC.astype(np.float32), temperature)
         hard_P = self.proxy.y[self.cases_P]
         fit_soft_labels(self.learner, self.phi_P, soft_PC, hard_P, self.settings, self.seed)
+
+    def learn_best(self, candidates: Sequence[NDArray[np.float64]]) -> int:
+        """Distil each candidate for z, from the present weights; keep the one that validation finds best.
+
+        Returns:
+            Its place; the first of equals. A single candidate is learned unseen.
+        """
+        before, learned = self.learner.state(), list[tuple[float, bytes]]()
+        for z_PC in candidates:
+            self.learner.restore(before)
+            self.learn(z_PC)
+            if len(candidates) == 1:
+                return 0
+            learned.append((self.validation_scores()["log_loss"], self.learner.state()))
+        best = min(range(len(learned)), key=lambda place: learned[place][0])
+        self.learner.restore(learned[best][1])
+        return best
 
     def model_bytes(self) -> bytes:
         """The model as a safetensors file that says how it was built."""

@@ -40,7 +40,7 @@ def _title(summary: Summary) -> str:
     seeds = len(summary.seeds)
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     sites = words.counted(len(summary.sites), "site")
-    rounds = words.counted(summary.rounds, "round")
+    rounds = words.rounds_held(summary.rounds, summary.rounds_planned)
     return f"{words.plain(summary.scenario)}: {sites}, {rounds}{spread}"
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.summary import Metrics, Statistic, Summary
-from server.report.words import SMALLEST_SHOWN, counted, metric_name, plain, points, score
+from server.report.words import SMALLEST_SHOWN, counted, metric_name, plain, points, rounds_held, score
 
 Kind = Literal["public", "sites", "baseline", "federation", "pooled"]
 """What a contender has to go by; a baseline is a federation by another method (`grandrounds compare`)."""
@@ -288,7 +288,8 @@ def _headline(start: Standing | None, alone: Standing | None, in_one: str) -> tu
 
 
 def _reached(summary: Summary, ours: Statistic) -> str:
-    rounds, sites = counted(summary.rounds, "round"), counted(len(summary.sites), "site")
+    rounds = rounds_held(summary.rounds, summary.rounds_planned)
+    sites = counted(len(summary.sites), "site")
     seeds = len(summary.seeds)
     spread = f" (mean ± standard deviation of {seeds} repetitions)" if seeds > 1 else ""
     reached = f"{metric_name(summary.headline_metric)} {score(ours)}{spread}"

@@ -128,6 +128,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def rounds_held(held: int, planned: int | None) -> str:
+    """Return `20 rounds`, or `12 of 20 rounds` where a run ended early."""
+    return counted(held, "round") if planned in (None, held) else f"{held:,} of {counted(planned, 'round')}"
+
+
 def metric_name(metric: str) -> str:
     """Return what people call a metric."""
     return {"auroc": "AUROC"}.get(metric, plain(metric.replace("_", " ")))

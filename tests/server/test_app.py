@@ -319,6 +319,29 @@ def test_several_private_steps_a_round_cost_what_as_many_rounds_cost(run_app):
     assert outcome.auroc > outcome.summary.results.teacher_alone["auroc"].mean - 0.01
 
 
+# ---- What public validation chooses ----
+
+
+def test_validation_shortens_steps_that_are_too_long(run_app):
+    wild = {"privacy.step-size": 100.0, "aggregation.momentum": 0.9, "num-rounds": 6}
+    unseen, validated = run_app(wild), run_app(wild | {"aggregation.validated": True})
+    assert validated.auroc > unseen.auroc + 0.005
+    # It is free: the same answers at the same price.
+    assert validated.epsilon("hungary") == unseen.epsilon("hungary")
+
+
+def test_a_run_that_stalls_ends_early_with_its_best_round_and_the_whole_plan_is_charged(run_app):
+    wild = {"privacy.step-size": 100.0, "aggregation.momentum": 0.9, "num-rounds": 12}
+    outcome = run_app(wild | {"patience": 2})
+    summary = outcome.summary
+    assert 3 <= summary.rounds < 12 == summary.rounds_planned
+    assert len(summary.history) == summary.rounds
+    assert outcome.epsilon("hungary") == run_app({"num-rounds": 12}).epsilon("hungary") > 0.97
+    best = summary.history[-3].metrics["auroc"]
+    assert summary.results.federation["auroc"].mean == pytest.approx(best, abs=1e-3)
+    assert f"{summary.rounds} of 12 rounds" in (outcome.folder / "report.html").read_text()
+
+
 # ---- Too few sites ----
 
 

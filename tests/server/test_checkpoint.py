@@ -108,6 +108,21 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path, uninterrupted, round_numbe
     assert not (tmp_path / "trial" / CHECKPOINT).exists()
 
 
+def test_what_validation_has_seen_is_kept(tmp_path):
+    watched = {"patience": 2, "aggregation.validated": True, "privacy.step-size": 60.0}
+    run_inprocess(settings(tmp_path / "whole", **watched), SITES)
+    close_sites()
+    with pytest.raises(PowerCut):
+        run_inprocess(settings(tmp_path / "cut", **watched), SITES, None, FailingCourier(2, 2, after=True))
+    close_sites()
+    run_inprocess(settings(tmp_path / "cut", **watched), SITES)
+    assert lines(tmp_path / "cut" / "trial") == lines(tmp_path / "whole" / "trial")
+    for name in WHOLE:
+        assert (tmp_path / "cut" / "trial" / name).read_bytes() == (
+            tmp_path / "whole" / "trial" / name
+        ).read_bytes()
+
+
 def test_other_settings_under_the_same_name_are_refused_and_nothing_is_lost(tmp_path, uninterrupted):
     cut(tmp_path, 2)
     with pytest.raises(UserError, match=r"trial was begun with privacy.epsilon = 1.0, not 2.0"):

@@ -19,7 +19,7 @@ from common.preprocessing import NumericSpec, Preprocessing
 from common.proxy import Proxy
 from common.records import Records
 from server.aggregation import Contribution, aggregate
-from server.methods import METHODS, State, method_of
+from server.methods import METHODS, State, method_of, stalled
 
 FEATURES = ("a", "b", "c")
 
@@ -117,7 +117,8 @@ def test_velocity_gathers_movements(momentum, rounds):
         state = METHODS["descent"].advance(state, LOGITS, number, config)
     travelled = sum(momentum**age for start in range(rounds) for age in range(rounds - start))
     np.testing.assert_allclose(state.z_PC, LOGITS * (1 + travelled), rtol=1e-9)
-    assert state.taught_PC is state.z_PC
+    assert state.taught_PC(config.aggregation) is state.z_PC
+    assert [one is state.z_PC for one in state.outcomes(config.aggregation)] == [True]
 
 
 def test_the_average_begins_in_the_second_half():
@@ -126,13 +127,44 @@ def test_the_average_begins_in_the_second_half():
     for number in range(1, 5):
         state = METHODS["descent"].advance(state, LOGITS, number, config)
         assert (state.average_PC is None) == (number <= 2)
-    np.testing.assert_allclose(state.taught_PC, LOGITS * (0.5 * 3 + 0.5 * 4))
+    np.testing.assert_allclose(state.taught_PC(config.aggregation), LOGITS * (0.5 * 3 + 0.5 * 4))
 
 
 @pytest.mark.parametrize("method", ["oneshot", "fedmd"])
 def test_the_other_methods_adopt_the_ensemble(method):
-    state = METHODS[method].advance(State.start(np.zeros((5, 3))), LOGITS, 1, configured(method=method))
-    assert (state.taught_PC == LOGITS).all()
+    config = configured(method=method, aggregation__validated=True)
+    (state,) = METHODS[method].candidates(State.start(np.zeros((5, 3))), LOGITS, 1, config)
+    assert (state.taught_PC(config.aggregation) == LOGITS).all()
+
+
+def test_validation_has_steps_of_three_lengths_to_choose_from_and_at_the_end_z_or_its_average():
+    config = configured(aggregation__validated=True, aggregation__momentum=0.5, num_rounds=2)
+    state = State.start(np.zeros((5, 3)))
+    for share in (1.0, 0.5, 0.25):
+        whole, *shorter = METHODS["descent"].candidates(state, LOGITS, 1, config)
+        of_share = [one for one in (whole, *shorter) if np.allclose(one.z_PC, share * LOGITS)]
+        assert len(of_share) == 1 and np.allclose(of_share[0].velocity_PC, share * LOGITS)
+    second = METHODS["descent"].candidates(whole, LOGITS, 2, config)[2]
+    np.testing.assert_allclose(second.z_PC, LOGITS + 0.25 * 1.5 * LOGITS)
+    assert second.taught_PC(config.aggregation) is second.z_PC
+    assert len(second.outcomes(config.aggregation)) == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "over"),
+    [
+        ([], 1, False),
+        ([0.5], 1, False),
+        ([0.5, 0.5], 1, True),
+        ([0.5, 0.4], 1, False),
+        ([0.5, 0.6, 0.4], 2, False),
+        ([0.4, 0.6, 0.5], 2, True),
+        ([0.4, 0.6, 0.5], 3, False),
+        ([0.4, 0.6, 0.5], 0, False),
+    ],
+)
+def test_a_run_has_stalled_when_its_last_rounds_brought_nothing_better(losses, patience, over):
+    assert stalled(losses, patience) == over
 
 
 # ---- What fits together ----

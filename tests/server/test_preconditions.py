@@ -1,5 +1,8 @@
 """What can't end well is refused before any site is asked, in the terms of the run configuration."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from common.config import RunConfig
@@ -69,3 +72,13 @@ def test_a_student_that_nobody_may_train_in_private_is_refused(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"rnn \(LSTM\) can't be trained in private"):
         checked(student__model="mixing:Mixing")
     checked(teacher__model="mixing:Mixing")
+
+
+@pytest.mark.parametrize("key", ["aggregation.validated", "patience"])
+def test_nothing_is_chosen_by_validation_cases_that_have_no_label(key):
+    config = RunConfig.from_run_config({key: True if key.endswith("validated") else 3})
+    public = load_public(config)
+    check(config, public)
+    blind = replace(public.validation, y=np.full_like(public.validation.y, -1))
+    with pytest.raises(UserError, match=rf"{key} = .* is refused: expected labelled public validation cases"):
+        check(config, replace(public, validation=blind))
