@@ -42,10 +42,12 @@ NUMBERS = r"^(\d{1,3}(\.\d{1,6})?(,\d{1,3}(\.\d{1,6})?)*)?$"
 class Aggregation(Strict):
     """How the ensemble is formed and how far the server follows it."""
 
-    rule: Literal["auto", "mean", "class-weighted", "trimmed-mean"] = "auto"
+    rule: Literal[
+        "auto", "mean", "class-weighted", "trimmed-mean", "median", "geometric-median", "stacking"
+    ] = "auto"
     """`auto` is the method's own: `class-weighted` for `oneshot`, else `mean`."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
-    """Share of sites cut at each end by `trimmed-mean`."""
+    """Share of all weight that `trimmed-mean` cuts at each end."""
     momentum: Fraction = 0.0
     """Server momentum over movements (`descent`)."""
     averaging: Fraction = 0.0

@@ -34,7 +34,7 @@ from common.plan import Plan, plan_of, rule_of
 from common.runs import RunFolder, final_folder
 from common.summary import Results
 from server.admission import Member
-from server.aggregation import aggregate
+from server.aggregation import Moment, aggregate
 from server.checkpoint import Progress, keep, resume
 from server.correspondence import ask_round, deliver_student
 from server.methods import State, method_of, stalled
@@ -42,7 +42,7 @@ from server.preconditions import check
 from server.public_baselines import public_baselines
 from server.results import Journal, Record, metrics_of
 from server.roll import Roll
-from server.teacher import NONE, Teacher, choose_cases
+from server.teacher import NONE, Teacher, choose_cases, seat_jury
 from server.weights import weights_of
 
 LEAST_LOG_LABEL = -60.0
@@ -80,6 +80,7 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             if config.teacher.model != NONE:
                 progress.record.teacher_alone = metrics_of(teacher.test_scores())
         teacher.learner.restore(progress.teacher)
+        jury = seat_jury(config, public, cases_P) if rule == "stacking" else None
 
         plan = plan_of(
             config,
@@ -111,7 +112,8 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
                 replace(one, weight=weights[one.site], histogram_C=progress.histograms.get(one.site, ()))
                 for one in admitted.contributions
             ]
-            ensemble_PC = aggregate(rule, opinions, config.aggregation)
+            moment = Moment(config.aggregation, progress.state.z_PC, jury)
+            ensemble_PC = aggregate(rule, opinions, moment)
             candidates = method.candidates(progress.state, ensemble_PC, round_number, config)
             choice = teacher.learn_best([one.taught_PC(config.aggregation) for one in candidates])
             progress.state = candidates[choice]

@@ -93,12 +93,16 @@ def method_of(config: RunConfig) -> Method:
     """Look the method up and check that the configuration fits it.
 
     Raises:
-        ConfigError: if class weights are asked for movements, or more steps than a round may have.
+        ConfigError: if class weights are asked for movements, stacking for logits, or more steps than a round
+            may have.
     """
     method = METHODS[config.method]
     if method.terms.returns == "movement" and config.aggregation.rule == "class-weighted":
-        expected = f"mean or trimmed-mean for {config.method!r}, whose sites return movements"
+        expected = f"another rule for {config.method!r}, whose sites return movements"
         raise ConfigError("run config", "aggregation.rule", "class-weighted", expected)
+    if method.terms.returns == "logits" and config.aggregation.rule == "stacking":
+        expected = f"another rule for {config.method!r}: stacking weighs movements"
+        raise ConfigError("run config", "aggregation.rule", "stacking", expected)
     if config.schedule[1] > MOST_STEPS:
         most = MOST_STEPS // config.privacy.steps_per_round
         expected = f"at most {most}, since {config.method!r} takes all steps in one round"

@@ -7,6 +7,7 @@ from common.metrics import headline_metric
 from common.models import private_ready
 from common.plan import plan_of
 from server.methods import method_of
+from server.stacking import FEWEST
 from server.teacher import check_start, choose_cases, outline_of
 
 
@@ -27,6 +28,7 @@ def check(config: RunConfig, public: PublicData) -> None:
         )
     _check_test_cases(public)
     _check_validation_cases(config, public)
+    _check_jury(config, public)
     _check_budget(config, public)
     check_start(config, public.proxy)
     _check_models(config, public)
@@ -51,6 +53,13 @@ def _check_validation_cases(config: RunConfig, public: PublicData) -> None:
             raise ConfigError(
                 "run config", key, wanted, "labelled public validation cases, and there are none"
             )
+
+
+def _check_jury(config: RunConfig, public: PublicData) -> None:
+    labelled = int((public.validation.y >= 0).sum())
+    if config.aggregation.rule == "stacking" and labelled < FEWEST:
+        expected = f"another rule: {labelled} labelled validation cases can't judge movements"
+        raise ConfigError("run config", "aggregation.rule", "stacking", expected)
 
 
 def _check_budget(config: RunConfig, public: PublicData) -> None:

@@ -30,6 +30,7 @@ from common.metrics import scores
 from common.models import ModelCard, ModelFileError, load_weights, model_bytes, read_card
 from common.proxy import Proxy
 from common.records import Cases
+from server.stacking import Jury
 
 Floats = NDArray[np.float32]
 NONE = "none"
@@ -175,6 +176,12 @@ def choose_cases(config: RunConfig, proxy_size: int) -> NDArray[np.int32]:
         raise ConfigError("run config", "proxy-cases", wanted, f"at most the {proxy_size} cases of the proxy")
     chosen = seeds.generator(config.seed, "proxy cases").choice(proxy_size, wanted, replace=False)
     return np.sort(chosen).astype(np.int32)
+
+
+def seat_jury(config: RunConfig, public: PublicData, cases_P: NDArray[np.int32]) -> Jury:
+    """Let the validation cases judge movements, seen through the student's public features."""
+    student = Teacher.open(config, public, cases_P, config.student)
+    return Jury.seated(student.phi_P.numpy(), student.phi_validation.numpy(), public.validation.y)
 
 
 def learner_of(config: RunConfig, proxy: Proxy, settings: Network) -> Learner:

@@ -24,7 +24,7 @@ REFUSED = [
     ("scenario", "lungs", "'heart'"),
     ("codec", "int4", "'int8', 'fp16' or 'fp32'"),
     ("students", "many", "'same' or 'mixed'"),
-    ("aggregation.rule", "median", "'trimmed-mean'"),
+    ("aggregation.rule", "loudest", "'trimmed-mean'"),
     ("aggregation.trim", 0.5, "less than 0.5"),
     ("aggregation.temperature", 0.0, "greater than 0"),
     ("teacher.temperature", 0.0, "greater than 0"),

@@ -18,7 +18,7 @@ from common.plan import plan_of
 from common.preprocessing import NumericSpec, Preprocessing
 from common.proxy import Proxy
 from common.records import Records
-from server.aggregation import Contribution, aggregate
+from server.aggregation import Contribution, Moment, aggregate
 from server.methods import METHODS, State, method_of, stalled
 
 FEATURES = ("a", "b", "c")
@@ -75,7 +75,9 @@ def test_descent_with_linear_students_is_federated_sgd_in_the_space_of_weights(m
                 task, PrivateRecords(lambda _, site=site: records[site]), declared[site], Silent()
             )
             said.append(Contribution(site, opinion.logits_PC, declared[site]))
-        state = METHODS["descent"].advance(state, aggregate("mean", said, config.aggregation), number, config)
+        state = METHODS["descent"].advance(
+            state, aggregate("mean", said, Moment(config.aggregation)), number, config
+        )
 
     # In weights, naively.
     weights, velocity = np.zeros((2, 4)), np.zeros((2, 4))

@@ -45,6 +45,8 @@ def test_what_can_run_may(flat):
         ({"student__features": "scattering"}, r"student.features = 'scattering' is refused"),
         ({"student__model": "no_such:Model"}, r"student.model = 'no_such:Model' is refused"),
         ({"aggregation__rule": "class-weighted"}, r"aggregation.rule = 'class-weighted' is refused"),
+        ({"method": "fedmd", "aggregation__rule": "stacking"}, r"stacking weighs movements"),
+        ({"aggregation__rule": "stacking", "data__validation_size": 1}, r"1 labelled validation cases"),
         (
             {"privacy__epsilon": 1e-6, "privacy__delta": 1e-12},
             r"privacy.epsilon = 1e-06 is refused: expected one that 20 private steps can be priced for",
