@@ -30,6 +30,8 @@ from common.models import private_ready
 from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM, Plan
 from common.proxy import Proxy
 
+WHOLE = b"the whole proxy"
+
 
 @dataclass
 class Student:
@@ -61,10 +63,18 @@ class Student:
         self.learner.restore(state or self._untaught)
 
     def phi(self, cases_P: NDArray[np.int32]) -> Tensor:
-        """What the student sees of these public cases; kept for the next task on the same ones."""
+        """What the student sees of these public cases; kept for the next task on the same ones.
+
+        Where tasks differ in their cases, the student looks at the whole proxy once.
+        """
         key = cases_P.tobytes()
-        if key not in self._seen:
-            self._seen = {key: self.learner.phi_public(self.proxy.x[cases_P])}
+        if key in self._seen:
+            return self._seen[key]
+        if self._seen:
+            if WHOLE not in self._seen:
+                self._seen[WHOLE] = self.learner.phi_public(self.proxy.x)
+            return self._seen[WHOLE][torch.from_numpy(cases_P.astype(np.int64))]
+        self._seen[key] = self.learner.phi_public(self.proxy.x[cases_P])
         return self._seen[key]
 
     def study_soft_labels(self, task: Task) -> NDArray[np.float32]:

@@ -209,6 +209,8 @@ class RunConfig(Strict):
     """Seconds the server waits for a round's answers."""
     proxy_cases: Size = 0
     """Proxy cases that the run speaks about, drawn by the seed; 0 takes them all."""
+    proxy_subsets: Literal["fixed", "per-round"] = "fixed"
+    """Whether every round speaks about the same `proxy-cases`, or others until all have had their turn."""
     codec: Literal["int8", "fp16", "fp32"] = "int8"
     """How logits leave a site."""
     students: Literal["same", "mixed"] = "same"

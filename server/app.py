@@ -4,7 +4,8 @@
 2. The sites are called; those that don't know the **proxy** are sent it, once. Each gets the plan within
    its own caps, and who comes late is enrolled between rounds (`server.roll`).
 3. Every round:
-   a. z becomes **soft labels** at the students' temperature, and with the plan a `Task`;
+   a. z, on all its cases or on this round's (`server.subsets`), becomes **soft labels** at the students'
+      temperature, and with the plan a `Task`;
    b. each site's custodian lets its **student** learn them, take private steps, and say what it thinks
       (`client.custodian`);
    c. releases are admitted as hostile input (`server.admission`), the **ensemble** is formed
@@ -42,6 +43,7 @@ from server.preconditions import check
 from server.public_baselines import public_baselines
 from server.results import Journal, Record, metrics_of
 from server.roll import Roll
+from server.subsets import rows_of_round, spread
 from server.teacher import NONE, Teacher, choose_cases, seat_jury
 from server.weights import weights_of
 
@@ -74,13 +76,13 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
     with RunFolder.open(final_folder(config, flower_run_id), config.resumable) as folder:
         cases_P = choose_cases(config, len(public.proxy))
         teacher = Teacher.start(config, public, cases_P)
+        student = Teacher.open(config, public, cases_P, config.student)
         progress = resume(folder, config)
         if progress is None:
             progress = Progress(State.start(teacher.logits()), teacher.learner.state())
             if config.teacher.model != NONE:
                 progress.record.teacher_alone = metrics_of(teacher.test_scores())
         teacher.learner.restore(progress.teacher)
-        jury = seat_jury(config, public, cases_P) if rule == "stacking" else None
 
         plan = plan_of(
             config,
@@ -96,7 +98,8 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         for round_number in range(progress.held + 1, plan.rounds + 1):
             if stalled(progress.record.validation, config.patience):
                 break
-            progress.task = task = progress.task or draw_up(plan, round_number, cases_P, progress.state)
+            z_PC, rows_R = progress.state.z_PC, rows_of_round(config, len(cases_P), round_number)
+            progress.task = task = progress.task or draw_up(plan, round_number, cases_P[rows_R], z_PC[rows_R])
             keep(folder, config, progress)
             tasks, done = tasks_of(task, roll.members)
             absent = {**roll.absent, **done}
@@ -112,8 +115,9 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
                 replace(one, weight=weights[one.site], histogram_C=progress.histograms.get(one.site, ()))
                 for one in admitted.contributions
             ]
-            moment = Moment(config.aggregation, progress.state.z_PC, jury)
-            ensemble_PC = aggregate(rule, opinions, moment)
+            jury = seat_jury(student, rows_R) if rule == "stacking" else None
+            ensemble_RC = aggregate(rule, opinions, Moment(config.aggregation, z_PC[rows_R], jury))
+            ensemble_PC = spread(student, z_PC, rows_R, ensemble_RC, movement=plan.returns == "movement")
             candidates = method.candidates(progress.state, ensemble_PC, round_number, config)
             choice = teacher.learn_best([one.taught_PC(config.aggregation) for one in candidates])
             progress.state = candidates[choice]
@@ -126,7 +130,6 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
 
         outcomes = progress.state.outcomes(config.aggregation)
         final_PC = outcomes[teacher.learn_best(outcomes) if len(outcomes) > 1 else 0]
-        student = Teacher.open(config, public, cases_P, config.student)
         student.learn(final_PC)
         folder.keep_model("teacher.safetensors", teacher.model_bytes())
         folder.keep_model("student.safetensors", student.model_bytes())
@@ -148,10 +151,10 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
     log.info("Results: %s", folder.final)
 
 
-def draw_up(plan: Plan, round_number: int, cases_P: NDArray[np.int32], state: State) -> Task:
+def draw_up(plan: Plan, round_number: int, cases_R: NDArray[np.int32], z_RC: NDArray[np.floating]) -> Task:
     """Make a round's task: z as soft labels at the students' temperature."""
-    soft_PC = log_soft_labels(state.z_PC.astype(np.float32), plan.student.temperature)
-    return Task(plan, round_number, cases_P, np.clip(soft_PC, LEAST_LOG_LABEL, 0.0).astype(np.float16))
+    soft_RC = log_soft_labels(z_RC.astype(np.float32), plan.student.temperature)
+    return Task(plan, round_number, cases_R, np.clip(soft_RC, LEAST_LOG_LABEL, 0.0).astype(np.float16))
 
 
 def tasks_of(task: Task, members: Mapping[str, Member]) -> tuple[dict[str, Task], dict[str, str]]:

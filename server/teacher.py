@@ -117,12 +117,13 @@ class Teacher:
             return np.zeros((len(self.cases_P), len(self.proxy.preprocessing.classes)), dtype=np.float32)
         return self.learner.logits(self.phi_P)
 
-    def learn(self, z_PC: NDArray[np.float64]) -> None:
-        """Distil z, from the present weights."""
+    def learn(self, z_PC: NDArray[np.float64], rows: NDArray[np.int64] | None = None) -> None:
+        """Distil z, from the present weights; with `rows`, z on these of the run's proxy cases only."""
         temperature = self.settings.temperature
         soft_PC = log_soft_labels(z_PC.astype(np.float32), temperature)
-        hard_P = self.proxy.y[self.cases_P]
-        fit_soft_labels(self.learner, self.phi_P, soft_PC, hard_P, self.settings, self.seed)
+        chosen = slice(None) if rows is None else rows
+        hard_P = self.proxy.y[self.cases_P[chosen]]
+        fit_soft_labels(self.learner, self.phi_P[chosen], soft_PC, hard_P, self.settings, self.seed)
 
     def learn_best(self, candidates: Sequence[NDArray[np.float64]]) -> int:
         """Distil each candidate for z, from the present weights; keep the one that validation finds best.
@@ -166,7 +167,7 @@ class Teacher:
 
 
 def choose_cases(config: RunConfig, proxy_size: int) -> NDArray[np.int32]:
-    """Rows of the proxy that this run speaks about: all, or `proxy-cases` of them drawn from the seed.
+    """Rows of the proxy that z is kept on: all, or the `proxy-cases` drawn for every round alike.
 
     Raises:
         ConfigError: if there are not so many.
@@ -174,14 +175,16 @@ def choose_cases(config: RunConfig, proxy_size: int) -> NDArray[np.int32]:
     wanted = config.proxy_cases or proxy_size
     if wanted > proxy_size:
         raise ConfigError("run config", "proxy-cases", wanted, f"at most the {proxy_size} cases of the proxy")
+    if config.proxy_subsets == "per-round":
+        wanted = proxy_size
     chosen = seeds.generator(config.seed, "proxy cases").choice(proxy_size, wanted, replace=False)
     return np.sort(chosen).astype(np.int32)
 
 
-def seat_jury(config: RunConfig, public: PublicData, cases_P: NDArray[np.int32]) -> Jury:
-    """Let the validation cases judge movements, seen through the student's public features."""
-    student = Teacher.open(config, public, cases_P, config.student)
-    return Jury.seated(student.phi_P.numpy(), student.phi_validation.numpy(), public.validation.y)
+def seat_jury(student: Teacher, rows_R: NDArray[np.int64]) -> Jury:
+    """Let the validation cases judge movements on a round's cases, through the student's features."""
+    phi_RD, validation = student.phi_P[rows_R], student.public.validation
+    return Jury.seated(phi_RD.numpy(), student.phi_validation.numpy(), validation.y)
 
 
 def learner_of(config: RunConfig, proxy: Proxy, settings: Network) -> Learner:

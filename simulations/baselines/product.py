@@ -10,7 +10,7 @@ from common.config import RunConfig
 from common.plan import plan_of
 from common.summary import Summary, read
 from server.app import draw_up
-from server.methods import State
+from server.subsets import rows_of_round
 from server.teacher import choose_cases
 from simulations.baselines.bench import Bench, Outcome
 from simulations.simulate import run_once
@@ -43,4 +43,5 @@ def _task_bytes(config: RunConfig, bench: Bench) -> int:
     classes = len(proxy.preprocessing.classes)
     plan = plan_of(config, study="compared", proxy_digest=proxy.digest, classes=classes)
     cases_P = choose_cases(config, len(proxy))
-    return len(draw_up(plan, 1, cases_P, State.start(np.zeros((len(cases_P), classes)))).encode())
+    cases_R = cases_P[rows_of_round(config, len(cases_P), 1)]
+    return len(draw_up(plan, 1, cases_R, np.zeros((len(cases_R), classes))).encode())

@@ -37,7 +37,6 @@ from common.errors import UserError
 from common.messages import Release, Task, decode_answer
 from common.plan import plan_of
 from server.app import draw_up
-from server.methods import State
 from server.teacher import choose_cases
 from simulations.settings import run_settings
 
@@ -99,8 +98,8 @@ def _tasks(config: RunConfig, public: PublicData) -> list[bytes]:
     plan = plan_of(config, study="bench", proxy_digest=public.proxy.digest, classes=classes)
     cases_P = choose_cases(config, len(public.proxy))
     rng = np.random.default_rng(0)
-    states = (State.start(rng.normal(size=(len(cases_P), classes))) for _ in range(plan.rounds))
-    return [draw_up(plan, number, cases_P, state).encode() for number, state in enumerate(states, start=1)]
+    states = (rng.normal(size=(len(cases_P), classes)) for _ in range(plan.rounds))
+    return [draw_up(plan, number, cases_P, z_PC).encode() for number, z_PC in enumerate(states, start=1)]
 
 
 def _site(folder: Path, public: PublicData, config: RunConfig) -> Path:

@@ -19,7 +19,6 @@ from common.messages import Greeting, Receipt, Refusal, Release, Rule, Task, dec
 from common.plan import plan_of
 from common.proxy import Proxy
 from server.app import draw_up
-from server.methods import State
 from simulations import inprocess
 
 HUNGARY = 1
@@ -446,6 +445,33 @@ def test_fewer_proxy_cases_cost_fewer_bytes(run_app):
     assert outcome.summary.bytes_up_per_site_per_round.max == 121 + 50 * 2
 
 
+@pytest.mark.parametrize(
+    ("method", "student"), [("descent", "linear"), ("descent", "mlp"), ("fedmd", "linear")]
+)
+def test_other_proxy_cases_in_every_round_teach_as_well_at_the_same_length(run_app, method, student):
+    changes = {
+        "method": method,
+        "student.model": student,
+        "proxy-cases": 50,
+        "proxy-subsets": "per-round",
+        "num-rounds": 8,
+    }
+    outcome = run_app(changes)
+    assert outcome.summary.bytes_up_per_site_per_round.max == 121 + 50 * 2
+    assert outcome.auroc > outcome.summary.results.teacher_alone["auroc"].mean - 0.015
+
+
+def test_a_jury_judges_the_cases_of_its_round(run_app):
+    changes = {
+        "aggregation.rule": "stacking",
+        "proxy-cases": 60,
+        "proxy-subsets": "per-round",
+        "num-rounds": 4,
+    }
+    outcome = run_app(changes)
+    assert outcome.auroc > outcome.summary.results.teacher_alone["auroc"].mean - 0.015
+
+
 def test_models_of_the_users_own_teach_and_learn(run_app, tmp_path, monkeypatch):
     (tmp_path / "own_models.py").write_text(
         "from torch import nn\n"
@@ -509,6 +535,6 @@ def test_the_same_seed_gives_the_same_result_to_the_bit_and_another_seed_another
 def test_a_task_says_what_z_says(scale):
     z_PC = np.random.default_rng(0).normal(size=(20, 3)) * scale
     plan = plan_of(RunConfig(), study="s", proxy_digest=bytes(32), classes=3)
-    task = Task.decode(draw_up(plan, 1, np.arange(20, dtype=np.int32), State.start(z_PC)).encode())
+    task = Task.decode(draw_up(plan, 1, np.arange(20, dtype=np.int32), z_PC).encode())
     soft_PC = softmax(z_PC / plan.student.temperature, axis=1)
     np.testing.assert_allclose(np.exp(task.log_soft_labels_PC.astype(np.float64)), soft_PC, atol=2e-3)

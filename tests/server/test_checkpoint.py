@@ -110,6 +110,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path, uninterrupted, round_numbe
 
 def test_what_validation_has_seen_is_kept(tmp_path):
     watched = {"patience": 2, "aggregation.validated": True, "privacy.step-size": 60.0}
+    watched |= {"proxy-cases": 60, "proxy-subsets": "per-round"}
     run_inprocess(settings(tmp_path / "whole", **watched), SITES)
     close_sites()
     with pytest.raises(PowerCut):
