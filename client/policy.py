@@ -212,7 +212,7 @@ def _purchases_allowed(policy: SitePolicy, plan: Plan) -> bool:
 
 def _noisy_enough(policy: SitePolicy, plan: Plan) -> bool:
     try:
-        return plan.noise_multiplier() >= policy.allow.noise_multiplier
+        return plan.is_as_noisy_as(policy.allow.noise_multiplier)
     except UserError:  # a plan that can't be priced
         return False
 

@@ -237,8 +237,8 @@ def calibrate(
     def rough_price(sigma: float) -> float:
         return _renyi_epsilon(_renyi(tally([GaussianSteps(sigma, sample_rate, steps)])), max(delta, 1e-12))
 
-    # One price may take a third of a second, so the search begins where the Rényi bound, which costs next to
-    # nothing but can't go very low, ends it.
+    # One price may take a second and more at low rates, so the search begins where the Rényi bound, which
+    # costs next to nothing but can't go very low, ends it.
     rough = _least_sigma(rough_price, max(target_epsilon, 0.5), guess=math.sqrt(steps), tolerance=1e-2)
     sigma = rounded_up(_least_sigma(price, target_epsilon, guess=rough, tolerance=1e-4))
     while price(sigma) > target_epsilon:  # numerical prices fall with σ only up to rounding

@@ -14,7 +14,15 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from common.accounting import DiscreteLaplace, Event, GaussianSteps, Guarantee, calibrate, epsilon
+from common.accounting import (
+    LEAST_SIGMA,
+    DiscreteLaplace,
+    Event,
+    GaussianSteps,
+    Guarantee,
+    calibrate,
+    epsilon,
+)
 from common.config import (
     ClippingNorm,
     Delta,
@@ -117,6 +125,22 @@ class Plan(BaseModel):
         """
         steps = self.rounds * self.steps_per_round
         return _noise_multiplier(self.epsilon, self.delta, steps, self.sample_rate, self._counted())
+
+    def is_as_noisy_as(self, least: float) -> bool:
+        """Whether σ is at least `least`.
+
+        With few sampled units a small σ does, and to find it takes dozens of prices, each slower than the
+        last: one price at `least` tells that it would lie below.
+
+        Raises:
+            UserError: as `noise_multiplier`.
+        """
+        below = 0.99 * least  # by more than what σ is rounded up by
+        if self.sample_rate < 1 and below > LEAST_SIGMA:
+            steps = GaussianSteps(below, self.sample_rate, self.rounds * self.steps_per_round)
+            if epsilon((*self._counted(), steps), self.delta)[0] <= self.epsilon:
+                return False
+        return self.noise_multiplier() >= least
 
     def purchases(self, round_number: int | None = None) -> tuple[Purchase, ...]:
         """The statistics that the run, or one of its rounds, buys, in the order of a release."""
