@@ -19,7 +19,12 @@ from simulations.commands import parse_seeds
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(folder: Path, *arguments: str, **options) -> "subprocess.Popen[str]":
+def heed_ctrl_c() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would whatever they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start(folder: Path, *arguments: str, preexec_fn=heed_ctrl_c) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "grandrounds", "simulate", *arguments],
@@ -28,7 +33,7 @@ def start(folder: Path, *arguments: str, **options) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        preexec_fn=preexec_fn,
     )
 
 
