@@ -28,35 +28,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 from urllib.parse import quote
 
 from common.errors import UserError
 
-Fault = Literal[
-    "missing",
-    "exists",
-    "wrong-key",
-    "edited",
-    "truncated",
-    "older-copy",
-    "anchor-missing",
-    "damaged",
-    "locked",
-    "disk-full",
-    "unwritable",
-]
-
-UNTRUSTED: Final = {
-    "missing",
-    "wrong-key",
-    "edited",
-    "truncated",
-    "older-copy",
-    "anchor-missing",
-    "damaged",
-}
+Untrusted = Literal["missing", "wrong-key", "edited", "truncated", "older-copy", "anchor-missing", "damaged"]
 """Faults of what is there; the others are of the moment."""
+Fault = Untrusted | Literal["exists", "locked", "disk-full", "unwritable"]
 PATIENCE: Final = 30.0
 """Seconds to wait for another process that is writing."""
 
@@ -87,7 +66,7 @@ class LedgerError(UserError):
     def __init__(self, path: Path, fault: Fault, what: str) -> None:
         """Compose the one-line message."""
         self.path, self.fault = path, fault
-        self.exit_code = 1 if fault in UNTRUSTED else 2
+        self.exit_code = 1 if fault in get_args(Untrusted) else 2
         super().__init__(f"ledger {path}: {fault}: {what}")
 
 

@@ -18,7 +18,6 @@ import importlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.config import Layers
 from common.errors import ConfigError, UserError
 from common.fitness import require_cases_apart
+from common.runs import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -411,16 +411,7 @@ def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
     Raises:
         UserError: if it can't be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(model_bytes(model, card))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} can't be written: {error.strerror}") from None
+    write_whole(path, model_bytes(model, card))
 
 
 def read_card(path: Path) -> ModelCard:

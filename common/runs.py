@@ -6,6 +6,7 @@ is interrupted leaves nothing, unless it is one that resumes.
 """
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,3 +130,22 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+def write_whole(path: Path, body: bytes) -> None:
+    """Write a file whole or not at all: beside its place first, then moved there in one step.
+
+    Raises:
+        UserError: if it can't be written (no such folder, no permission, disk full); what was there stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            # Also after Ctrl-C; after the move there is nothing left to remove.
+            partial.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ one per seed in the order of `seeds`, so that contenders can be compared on the 
 """
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -19,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from common.config import Scalar
 from common.errors import UserError
+from common.runs import write_whole
 
 SCHEMA: Final = 1
 
@@ -27,7 +27,9 @@ Amount = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a file that other programs read."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -38,7 +40,7 @@ class _Part(BaseModel):
     )
 
 
-class Statistic(_Part):
+class Statistic(Part):
     """A score over the seeds."""
 
     mean: Score
@@ -52,7 +54,7 @@ Metrics = dict[str, Statistic]
 """Statistics by metric: `auroc`, `accuracy`, …"""
 
 
-class Results(_Part):
+class Results(Part):
     """Every contender on the same public test cases; `None` where it was not or cannot be computed."""
 
     teacher_alone: Metrics | None = None
@@ -75,7 +77,7 @@ class Results(_Part):
     """One trusted party with all records and no privacy."""
 
 
-class SitePrivacy(_Part):
+class SitePrivacy(Part):
     """What one site's patients paid. An ε means nothing without the rest of the line."""
 
     site: str
@@ -90,14 +92,14 @@ class SitePrivacy(_Part):
     clipping_norm: Amount | None = None
 
 
-class Bytes(_Part):
+class Bytes(Part):
     """Sizes of messages, over sites and rounds."""
 
     mean: Amount
     max: Count
 
 
-class PublicSizes(_Part):
+class PublicSizes(Part):
     """How many cases everybody may see, and whether that is a fact or an assumption of the scenario."""
 
     proxy: Count
@@ -108,14 +110,14 @@ class PublicSizes(_Part):
     """True where the public cases are a part of the same patients that a scenario takes to be public."""
 
 
-class LeftOut(_Part):
+class LeftOut(Part):
     """A site whose contribution a round did without."""
 
     site: str
     reason: str
 
 
-class Round(_Part):
+class Round(Part):
     """One round of one seed."""
 
     seed: Count
@@ -133,7 +135,7 @@ class Round(_Part):
     """Encoded payloads of the sites that answered."""
 
 
-class Summary(_Part):
+class Summary(Part):
     """What a run, or several that differ only in their seed, came to."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
@@ -274,24 +276,12 @@ def to_json(summary: Summary) -> str:
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Write the summary whole or not at all: beside its place first, then moved there in one step.
+    """Write the summary whole or not at all.
 
     Raises:
-        UserError: if the place can't be written (no such folder, no permission, disk full).
+        UserError: if the place can't be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(to_json(summary))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
-    finally:
-        # Also after Ctrl-C; after the move there is nothing left to remove.
-        if partial.exists():
-            partial.unlink()
+    write_whole(path, to_json(summary).encode())
 
 
 def read(path: Path) -> Summary:

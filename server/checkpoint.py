@@ -13,7 +13,6 @@ The file is safetensors, with what is no array as JSON in its header.
 """
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +25,7 @@ from safetensors.numpy import save
 from common.config import RunConfig, Scalar
 from common.errors import UserError
 from common.messages import MessageError, Task
-from common.runs import CHECKPOINT, RunFolder, disk_errors
+from common.runs import CHECKPOINT, RunFolder, disk_errors, write_whole
 from server.methods import State
 from server.results import Record
 
@@ -78,14 +77,7 @@ def keep(folder: RunFolder, config: RunConfig, progress: Progress) -> None:
         "histograms": json.dumps(progress.histograms),
         "record": progress.record.model_dump_json(),
     }
-    path = folder.path / CHECKPOINT
-    partial = path.with_name(f"{CHECKPOINT}.new")
-    with disk_errors(path):
-        with partial.open("wb") as file:
-            file.write(save(arrays, metadata=header))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    write_whole(folder.path / CHECKPOINT, save(arrays, metadata=header))
 
 
 def resume(folder: RunFolder, config: RunConfig) -> Progress | None:

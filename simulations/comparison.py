@@ -6,36 +6,23 @@ pair, on the same splits.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from common.config import Scalar
 from common.errors import UserError
-from common.summary import Metrics, Statistic
+from common.runs import write_whole
+from common.summary import Amount, Count, Metrics, Part, Statistic
 
 SCHEMA: Final = 1
 
 Epsilon = Annotated[float, Field(gt=0)]
-Amount = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-    )
-
-
-class Cell(_Part):
+class Cell(Part):
     """One method with one seed, at one ε or at none."""
 
     method: str
@@ -43,7 +30,7 @@ class Cell(_Part):
     seed: Count
 
 
-class Question(_Part):
+class Question(Part):
     """What is compared; whoever asks the same may go on where another stopped."""
 
     scenario: str
@@ -60,7 +47,7 @@ class Question(_Part):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-class Paid(_Part):
+class Paid(Part):
     """What each site's units paid at most. An ε means nothing without the rest."""
 
     epsilon: Amount
@@ -71,7 +58,7 @@ class Paid(_Part):
     horizon: Literal["run", "lifetime"]
 
 
-class Answer(_Part):
+class Answer(Part):
     """What one cell came to."""
 
     cell: Cell
@@ -86,7 +73,7 @@ class Answer(_Part):
     seconds: Amount
 
 
-class Row(_Part):
+class Row(Part):
     """One method at one ε, over all seeds."""
 
     method: str
@@ -114,7 +101,7 @@ class Row(_Part):
         return self.metrics[metric]
 
 
-class Comparison(_Part):
+class Comparison(Part):
     """All rows, and what was asked."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
@@ -131,21 +118,13 @@ class Comparison(_Part):
         return (row for row in self.rows if row.method == method)
 
 
-def write(part: BaseModel, path: Path) -> None:
+def write(part: Part, path: Path) -> None:
     """Write a part whole or not at all.
 
     Raises:
         UserError: if the place can't be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(part.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
+    write_whole(path, (part.model_dump_json(indent=1) + "\n").encode())
 
 
 def read(path: Path) -> Comparison:
