@@ -12,11 +12,14 @@ import hashlib
 import os
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
 HARDENING = 4
 """Independent Gaussians summed into one."""
+AT_ONCE = 8192
+"""Gaussians made at once: so few that what they are made of stays in the processor's cache."""
 
 
 class PrivateRandomness:
@@ -38,17 +41,33 @@ class PrivateRandomness:
 
     def uniform(self, size: int) -> NDArray[np.float64]:
         """Draw from (0, 1], with 53 random bits each."""
-        words = np.frombuffer(self._stream.update(bytes(8 * size)), dtype="<u8")
-        return ((words >> np.uint64(11)) + 1).astype(np.float64) * 2.0**-53
+        words = np.frombuffer(self._stream.update(bytes(8 * size)), dtype="<u8") >> np.uint64(11)
+        drawn = words.astype(np.float64)
+        drawn += 1.0
+        drawn *= 2.0**-53
+        return drawn
 
     def gaussian(self, size: int) -> NDArray[np.float64]:
         """Draw standard Gaussians, each half the sum of four (Box–Muller on the key stream)."""
-        draws = HARDENING * size
-        pairs = (draws + 1) // 2
-        radius = np.sqrt(-2.0 * np.log(self.uniform(pairs)))
-        angle = 2.0 * np.pi * self.uniform(pairs)
-        normals = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:draws]
-        summed: NDArray[np.float64] = normals.reshape(HARDENING, size).sum(axis=0) / np.sqrt(HARDENING)
+        drawn = np.empty(size)
+        for start in range(0, size, AT_ONCE):
+            piece = drawn[start : start + AT_ONCE]
+            piece[:] = self._gaussian(len(piece))
+        return drawn
+
+    def _gaussian(self, size: int) -> NDArray[np.float64]:
+        pairs = HARDENING * size // 2
+        uniform = self.uniform(2 * pairs)
+        radius, angle = np.log(uniform[:pairs]), uniform[pairs:]
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        angle *= 2.0 * np.pi
+        # torch's are four times as fast as NumPy's.
+        turn = torch.from_numpy(angle)
+        normals = np.concatenate((turn.cos().numpy(), turn.sin().numpy())).reshape(2, pairs)
+        normals *= radius
+        summed: NDArray[np.float64] = normals.reshape(HARDENING, size).sum(axis=0)
+        summed /= np.sqrt(HARDENING)
         return summed
 
     def poisson_mask(self, units: int, sample_rate: float) -> NDArray[np.bool_]:

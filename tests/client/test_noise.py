@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from client.noise import PrivateRandomness
+from client.noise import AT_ONCE, PrivateRandomness
 
 
 def test_two_tasks_never_share_a_stream_and_a_seed_repeats_one():
@@ -25,6 +25,16 @@ def test_draws_follow_their_law(draw, distribution):
     drawn = draw(PrivateRandomness.seeded("a law"))
     assert len(drawn) == 200_001
     assert stats.kstest(drawn, distribution.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, AT_ONCE])
+def test_gaussians_are_box_mullers_of_the_key_stream(size):
+    stream = PrivateRandomness.seeded("one by one")
+    radius = np.sqrt(-2 * np.log(stream.uniform(2 * size)))
+    angle = 2 * np.pi * stream.uniform(2 * size)
+    four = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).reshape(4, size)
+    drawn = PrivateRandomness.seeded("one by one").gaussian(size)
+    np.testing.assert_allclose(drawn, four.sum(axis=0) / 2, rtol=1e-12, atol=1e-14)
 
 
 def test_uniform_never_gives_zero_and_the_gaussian_is_always_finite():
