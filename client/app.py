@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from common.envelope import seal, unseal
 from common.errors import UserError
+from common.logs import about, follow_environment
 from common.messages import MessageError, Refusal, Rule
 
 log = logging.getLogger("grandrounds.courier")
@@ -50,15 +51,25 @@ def reach_site(context: Context) -> Site:
 
 
 def _carry(message: Message, context: Context, ask: Callable[[Site, bytes], bytes]) -> Message:
-    try:
-        answer = ask(reach_site(context), unseal(message.content))
-    except MessageError:
-        answer = Refusal(Rule.MALFORMED).encode()
-    except Exception as error:  # what it says would travel to the coordinator
-        expected = isinstance(error, OSError | UserError)
-        log.error("the custodian gives no answer: %s", error, exc_info=None if expected else error)
-        answer = Refusal(Rule.UNAVAILABLE).encode()
+    with about(**_subject(message, context)):
+        try:
+            follow_environment()
+            answer = ask(reach_site(context), unseal(message.content))
+        except MessageError:
+            answer = Refusal(Rule.MALFORMED).encode()
+        except Exception as error:  # what it says would travel to the coordinator
+            expected = isinstance(error, OSError | UserError)
+            log.error("the custodian gives no answer: %s", error, exc_info=None if expected else error)
+            answer = Refusal(Rule.UNAVAILABLE).encode()
     return Message(seal(answer), reply_to=message)
+
+
+def _subject(message: Message, context: Context) -> dict[str, str | int]:
+    """What a courier's lines are about; its site is what the node config calls it."""
+    run = context.run_config.get("run-id") or context.run_id
+    site = context.node_config.get("site", f"node {context.node_id}")
+    digits = message.metadata.group_id[:9]  # of a coordinator that may write anything there
+    return {"run": str(run), "round": int(digits) if digits.isdecimal() else 0, "site": str(site)}
 
 
 @app.query("offer")

@@ -32,6 +32,7 @@ from client.policy import SitePolicy
 from client.shelf import MOST_PROXY_BYTES, Shelf, ShelfFull
 from common.architectures import Architecture, architecture_of
 from common.config import MOST_STEPS
+from common.logs import about
 from common.messages import NO_HEAD, Greeting, MessageError, Offer, Receipt, Refusal, Rule, Task
 from common.proxy import Proxy
 
@@ -113,6 +114,10 @@ class Custodian:
             task = Task.decode(body)
         except MessageError:
             return Refusal(Rule.MALFORMED).encode()
+        with about(run=task.plan.study, round=task.round, site=self.policy.site):
+            return self._answer(task)
+
+    def _answer(self, task: Task) -> bytes:
         plan, digest = task.plan, task.digest()
         try:
             proxy = self._admit(task)

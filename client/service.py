@@ -40,6 +40,7 @@ from client.quote import quote
 from client.schedule import departure
 from client.served import ServedSite
 from common.errors import UserError
+from common.logs import about
 from common.messages import Refusal, Release, Rule, Task, decode_answer
 from common.plan import Plan as RunPlan
 
@@ -48,8 +49,8 @@ MOST_WAITING = 8
 """Calls that may wait for a room."""
 MOST_CALLS = 128
 """Calls under way at once, half-sent ones included; each has a thread."""
-GRACE = 20.0
-"""Seconds that a running task has after SIGTERM."""
+GRACE = 5.0
+"""Seconds that a running task has after SIGTERM: less than any supervisor waits before it kills."""
 OPTIONS = (
     ("grpc.max_concurrent_streams", 32),  # of one connection
     ("grpc.server_handshake_timeout_ms", 5_000),
@@ -189,10 +190,12 @@ class Desk(CustodianServicer):
         return answer
 
     def _send(self, task: Task, release: bytes, began: float) -> bytes:
-        if not self._wait(began):
-            return UNAVAILABLE
-        self._site.releases.note(task.plan.study, task.round, release)
-        return release
+        with about(run=task.plan.study, round=task.round):
+            if not self._wait(began):
+                return UNAVAILABLE
+            self._site.releases.note(task.plan.study, task.round, release)
+            log.info("a release leaves: study %s round %d", task.plan.study, task.round)
+            return release
 
     def _wait(self, began: float) -> bool:
         """Wait until what is ready may leave; false if the service closes before."""

@@ -6,7 +6,6 @@ in vain.
 
 import getpass
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from rich.table import Table
 
 from common.accounting import Unit
 from common.errors import UserError
+from common.logs import VARIABLE, form_named, log_to_stderr
 from common.rounding import at_most
 
 if TYPE_CHECKING:
@@ -84,14 +84,20 @@ def init(
 
 
 @site.command()
-def serve(policy: PolicyFile = Path("site.toml")) -> None:
+def serve(
+    policy: PolicyFile = Path("site.toml"),
+    log_format: Annotated[
+        str, typer.Option(envvar=VARIABLE, help="Form of the log on standard error: text or json.")
+    ] = "text",
+) -> None:
     """Run the custodian until SIGTERM."""
     from client.policy import read_policy
     from client.served import open_site
     from client.service import serve as run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    with open_site(read_policy(policy)) as opened:
+    form, read = form_named(log_format, "command line", "--log-format"), read_policy(policy)
+    log_to_stderr(form, site=read.site, quote=False)
+    with open_site(read) as opened:
         run(opened)
 
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from common.config import RunConfig
 from common.datasets import load_public, sites
 from common.errors import UserError
+from common.logs import about, follow_environment
 from common.losses import log_soft_labels
 from common.messages import Task
 from common.plan import Plan, plan_of, rule_of
@@ -58,8 +59,10 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one study."""
+    follow_environment()
     config = RunConfig.from_run_config(context.run_config)
-    federate(grid, config, context.run_id)
+    with about(run=final_folder(config, context.run_id).name):
+        federate(grid, config, context.run_id)
 
 
 def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.config import RunConfig
 from common.datasets import PublicData
+from common.logs import about
 from common.metrics import headline_metric
 from common.plan import Plan
 from common.rounding import at_most
@@ -139,7 +140,8 @@ class Journal:
         record.rounds.append(line)
         record.seconds = time.monotonic() - self._started
         self._write("a", [line])
-        log.info("round %d of %d: %s", round_number, self._plan.rounds, in_words(line))
+        with about(round=round_number):
+            log.info("round %d of %d: %s", round_number, self._plan.rounds, in_words(line))
 
     def _epsilon_spent(self) -> float:
         """The greatest ε that any site may have spent so far."""

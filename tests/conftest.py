@@ -5,7 +5,8 @@ import os
 # Before anything imports torch: results and timings must not depend on how many cores there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from common.config import RunConfig, Scalar
+from common.logs import LOGGERS
 from common.summary import Summary, read
 
 if TYPE_CHECKING:  # slow to import, and most tests need none of it
@@ -85,3 +87,15 @@ def run_app(tmp_path_factory: pytest.TempPathFactory) -> RunApp:
         return Outcome(out / name, replies)
 
     return run
+
+
+@pytest.fixture
+def loggers_as_before() -> Iterator[None]:
+    """Let a test change where lines of the log come out."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+    yield
+    logging.captureWarnings(False)
+    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)

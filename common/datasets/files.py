@@ -92,11 +92,11 @@ def read_table(
     try:
         contents = reader(path, wanted)
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:  # its text quotes the file
+        raise UserError(f"{path} can't be read: {error.strerror or type(error).__name__}") from None
+    except UnicodeDecodeError:
         raise UserError(f"{path} isn't UTF-8 text") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} isn't a readable {path.suffix} file: {error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # its text may quote the file
+        raise UserError(f"{path} isn't a readable {path.suffix} file ({type(error).__name__})") from None
     columns = contents.columns
     absent = [name for name in wanted if name not in columns]
     if optional_target and description.target in absent:

@@ -163,10 +163,10 @@ class Hospital:
     def connect(self, patience: float = 10.0) -> Connection:
         return Connection(grpc.insecure_channel(self.address, [*OPTIONS, FRESH]), patience)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
         """Start a custodian in a process of its own; its log goes to serve.log."""
         with (self.folder / "serve.log").open("ab") as log:
-            return subprocess.Popen(self._command("serve"), env=ENVIRONMENT, stderr=log, stdout=log)
+            return subprocess.Popen(self._command("serve", *options), env=ENVIRONMENT, stderr=log, stdout=log)
 
     def run(self, *command: str, answer: str = "") -> subprocess.CompletedProcess[str]:
         """Run `grandrounds site …` on this site's policy."""
@@ -193,9 +193,9 @@ class Hospital:
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     @contextlib.contextmanager
-    def served(self) -> Iterator["Served"]:
+    def served(self, *options: str) -> Iterator["Served"]:
         """A custodian in a process of its own, from healthy to ended."""
-        process = self.start()
+        process = self.start(*options)
         try:
             served = Served(self, process)
             served.wait_until_healthy()

@@ -1,0 +1,125 @@
+"""How the programs log: lines for people, or JSON with run, round and site for programs.
+
+One environment variable says which for coordinator, courier and custodian alike, since Flower starts the
+first two and passes no flags of ours on. A JSON line has these fields and no others, null where unknown:
+
+    time, level, logger, message, run, round, site, exception
+
+An exception's text may hold whatever the program was handling. Where that may be private, only the program's
+own errors are quoted (`UserError`, whose texts are written to be read); of any other its kind and the places
+in the code are told.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Final, Literal, get_args
+
+from pythonjsonlogger.json import JsonFormatter
+
+from common.errors import ConfigError, UserError
+
+Form = Literal["text", "json"]
+VARIABLE: Final = "GRANDROUNDS_LOG_FORMAT"
+FIELDS: Final = ("time", "level", "logger", "message", "run", "round", "site", "exception")
+"""Of a JSON line."""
+LOGGERS: Final = ("", "flwr", "py.warnings")
+"""Where lines come out: the root, and those that may have handlers of their own."""
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+_subject: ContextVar[Mapping[str, str | int]] = ContextVar("subject")
+
+
+@contextmanager
+def about(**subject: str | int) -> Iterator[None]:
+    """Say what lines are about, while this lasts: `run`, `round`, `site`."""
+    token = _subject.set({**_subject.get({}), **subject})
+    try:
+        yield
+    finally:
+        _subject.reset(token)
+
+
+def form_named(name: str, where: str = "environment", key: str = VARIABLE) -> Form:
+    """Read the form's name; empty is text.
+
+    Raises:
+        ConfigError: if there is no such form.
+    """
+    for form in get_args(Form):
+        if name == form:
+            return form  # type: ignore[no-any-return]
+    if name:
+        raise ConfigError(where, key, name, "text or json")
+    return "text"
+
+
+def follow_environment() -> None:
+    """Log JSON in an app that Flower has started, if the environment says so; else Flower's ways stay.
+
+    Raises:
+        ConfigError: if the environment names no form.
+    """
+    if form_named(os.environ.get(VARIABLE, "")) == "json":
+        log_to_stderr("json")
+
+
+def log_to_stderr(form: Form, *, site: str = "", quote: bool = True) -> None:
+    """Let all lines go to standard error in one form.
+
+    Args:
+        form: `text` or `json`.
+        site: The site that every line is about.
+        quote: Whether the text of any exception is shown, not only that of our own.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json(site, quote) if form == "json" else _Text(quote))
+    logging.captureWarnings(True)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+    logging.getLogger().setLevel(logging.INFO)
+
+
+class _Text(logging.Formatter):
+    def __init__(self, quote: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._quote = quote
+
+    def formatException(self, ei: ExcInfo) -> str:
+        return super().formatException(ei) if self._quote else _unquoted(ei[1])
+
+
+class _Json(JsonFormatter):
+    def __init__(self, site: str, quote: bool) -> None:
+        super().__init__(
+            ("levelname", "name", "message"),
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+            timestamp="time",
+            json_ensure_ascii=False,
+        )
+        self._site, self._quote = site or None, quote
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        known = {**log_data, "site": self._site, **_subject.get({})}
+        return {name: known.get(name) for name in FIELDS}
+
+    def formatException(self, ei: ExcInfo) -> str:
+        return "".join(super().formatException(ei)) if self._quote else _unquoted(ei[1])
+
+
+def _unquoted(error: BaseException | None) -> str:
+    """Tell an exception, and what it came from, without the texts of any but our own."""
+    parts = []
+    while error is not None:
+        said = f": {error}" if isinstance(error, UserError) else ""
+        places = "".join(traceback.format_tb(error.__traceback__))
+        parts.append(f"{places}{type(error).__name__}{said}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n  after\n".join(reversed(parts))
