@@ -47,7 +47,8 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         else:
             text_or_truth = isinstance(field.default, str | bool)
             default = json.dumps(field.default) if text_or_truth else f"{field.default:g}"
-            yield f"| `{key}` | `{default}` | {allowed(field)} | {' '.join((field.description or '').split())} |"
+            meaning = " ".join((field.description or "").split())
+            yield f"| `{key}` | `{default}` | {allowed(field)} | {meaning} |"
 
 
 def test_every_key_stands_on_the_page_as_the_code_has_it():
