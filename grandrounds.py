@@ -16,7 +16,8 @@ from rich.console import Console
 
 from client.site_commands import site
 from common.errors import UserError
-from simulations.commands import compare, proxy, simulate
+from server.federation.commands import federation
+from simulations.commands import compare, proxy, rehearse, simulate
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit codes, as shells give them."""
@@ -30,7 +31,9 @@ cli = typer.Typer(
 cli.command()(simulate)
 cli.command()(compare)
 cli.command()(proxy)
+cli.command()(rehearse)
 cli.add_typer(site, name="site")
+cli.add_typer(federation, name="federation")
 
 
 @cli.callback()

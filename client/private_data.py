@@ -63,6 +63,11 @@ def scenario_records(config: RunConfig, site: str, hold_out: HoldOut = NOBODY_HE
     return PrivateRecords(lambda _: load_private(config, site), hold_out)
 
 
+def dealt_records(config: RunConfig, site: str) -> Records:
+    """What a simulation deals to one of its sites, as it is: for rehearsals (`simulations.rehearsal`)."""
+    return load_private(config, site)
+
+
 def described_records(description: str, site: str, hold_out: HoldOut = NOBODY_HELD_OUT) -> "PrivateRecords":
     """The records that a hospital's own description file names."""
     return PrivateRecords(partial(read_site_records, description, site), hold_out)

@@ -84,6 +84,86 @@ def init(
 
 
 @site.command()
+def join(
+    kit: Annotated[Path, typer.Argument(metavar="KIT", help="The file that the coordinator handed over.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's files go.")],
+    seal: Annotated[str | None, typer.Option(help="The kit's SHA-256, as the coordinator told it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data description, data.toml.")] = None,
+    unit: Annotated[Unit | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
+    declared_size: Annotated[int | None, typer.Option(help="The site's public size: a round number.")] = None,
+    lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε, for ever.")] = None,
+    run_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for one run.")] = None,
+    study: Annotated[list[str] | None, typer.Option(help="A study that may run; may be repeated.")] = None,
+    delta: Annotated[float | None, typer.Option(help="δ of all caps; default: as proposed, or 1e-5.")] = None,
+) -> None:
+    """Make a site from a coordinator's kit: custodian, courier, and the units that start them.
+
+    What isn't given is asked for; the coordinator's proposals stand in brackets. The declared size is never
+    read off the data.
+    """
+    from client.founding import Choices
+    from client.joining import door, open_kit
+    from client.joining import join as make
+
+    opened = open_kit(kit, seal)
+    manifest = opened.manifest
+    screen.print(
+        f"kit of site {manifest.site}, federation {manifest.federation}, for {manifest.address}", markup=False
+    )
+    screen.print(f"seal (SHA-256) {opened.seal}", markup=False)
+    if seal is None and not _asked(
+        None, "--seal", "Did the coordinator tell you this seal? (yes or no)", _yes
+    ):
+        raise UserError("a kit with another seal than the coordinator told isn't the coordinator's")
+    proposal = manifest.proposal
+    described = _asked(data, "--data", "Path of the data description (data.toml)", Path)
+    choices = Choices(
+        site=manifest.site,
+        description=str(described.resolve()),
+        unit=_asked(unit, "--unit", "Unit of privacy, patient or record", _unit, proposal.unit),
+        declared_size=_asked(
+            declared_size,
+            "--declared-size",
+            "Public size of the site (a round number, no count)",
+            int,
+            proposal.declared_size,
+        ),
+        lifetime_epsilon=_asked(
+            lifetime_epsilon, "--lifetime-epsilon", "Cap on ε for all that is ever done", float
+        ),
+        run_epsilon=_asked(run_epsilon, "--run-epsilon", "Cap on ε for one run", float, proposal.run_epsilon),
+        studies=_asked(
+            study,
+            "--study",
+            "Studies that may run here, with commas between, or *",
+            _names,
+            ",".join(proposal.studies) or None,
+        ),
+        delta=delta or proposal.delta or 1e-5,
+        listen=door(folder),
+    )
+    joined = make(opened, folder, choices, Path(sys.argv[0]).absolute())
+    screen.print(
+        f"{joined.policy}: read it, then run grandrounds site check --policy {joined.policy}\n"
+        f"{joined.folder}/README.md says what comes next.",
+        markup=False,
+    )
+
+
+@site.command()
+def courier(
+    settings: Annotated[Path, typer.Option(help="The courier's settings, courier.toml.")] = Path(
+        "courier.toml"
+    ),
+) -> None:
+    """Run the courier: Flower's SuperNode, with the site's keys, for the agreed bundle. Ends on SIGTERM."""
+    from client.courier_process import run_courier
+    from client.courier_settings import read_courier
+
+    raise typer.Exit(run_courier(read_courier(settings)))
+
+
+@site.command()
 def serve(
     policy: PolicyFile = Path("site.toml"),
     log_format: Annotated[
@@ -261,13 +341,23 @@ def _in_words(event: Mapping[str, Any]) -> str:
     return json.dumps(event)
 
 
-def _asked(given: T | None, flag: str, question: str, kind: Callable[[str], T]) -> T:
-    """Return what was given, or ask for it; where nobody can answer, say which flag is missing."""
+def _asked(
+    given: Any, flag: str, question: str, kind: Callable[[str], T], proposed: object | None = None
+) -> T:
+    """Return what was given, or ask for it; where nobody can answer, say which flag is missing.
+
+    Args:
+        given: The flag's value, or None.
+        flag: The flag.
+        question: What to ask.
+        kind: What makes a value of an answer.
+        proposed: What Enter stands for. It is taken only by somebody who reads it.
+    """
     if given is not None:
-        return given
+        return kind(given) if isinstance(given, str) else given
     if not sys.stdin.isatty():
         raise UserError(f"{flag} is missing, and there is nobody to ask: {question}")
-    answer: T = typer.prompt(question, value_proc=kind)
+    answer: T = typer.prompt(question, value_proc=kind, default=proposed)  # type: ignore[assignment]
     return answer
 
 
@@ -276,6 +366,10 @@ def _agreed(question: str) -> bool:
         return typer.confirm(question)
     except typer.Abort:
         raise UserError("nobody answered; --yes approves without asking") from None
+
+
+def _yes(answer: str) -> bool:
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _unit(text: str) -> Unit:

@@ -3,6 +3,7 @@
 Both sides read it: a coordinator to start a run, a hospital to ask what such a run would cost.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,11 +32,17 @@ def read_run_config(sources: Sequence[str]) -> RunConfig:
     return RunConfig.from_run_config(flat)
 
 
+def as_toml(flat: Mapping[str, Scalar]) -> str:
+    """Write a flat run config as TOML, which spells scalars as JSON does, but for one control character."""
+    spelt = {key: json.dumps(value, ensure_ascii=False) for key, value in flat.items()}
+    return "".join(f"{key} = {value}\n" for key, value in spelt.items()).replace("\x7f", "\\u007f")
+
+
 def _read(source: str) -> tuple[str, dict[str, Scalar]]:
     """Read one source; a source that ends in .toml and holds no `=` is a file."""
     is_file = source.endswith(".toml") and "=" not in source
     try:
-        text = Path(source).read_text(encoding="utf-8") if is_file else _as_toml(source)
+        text = Path(source).read_text(encoding="utf-8") if is_file else _lines(source)
         tree = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{source}: can't be read: {error.strerror}") from None
@@ -54,7 +61,7 @@ def _beside(folder: Path, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
     return {**values, **{key: str(folder / value) for key, value in found.items()}}
 
 
-def _as_toml(pairs: str) -> str:
+def _lines(pairs: str) -> str:
     """Put `a.b=1 c="x y"` on a line each, as Flower does: a pair ends at a space outside of quotes."""
     lines, quoted, word = [], "", ""
     for character in pairs.strip() + " ":

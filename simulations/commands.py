@@ -204,3 +204,15 @@ def proxy(
     except OSError as error:
         raise UserError(f"--out {out}: can't be written: {error.strerror}") from None
     Console().print(str(path), highlight=False, soft_wrap=True)
+
+
+def rehearse(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the sites' folders go.")],
+    scenario: Annotated[str, typer.Option(help="A scenario's name, or a run-config TOML file.")] = "heart",
+    run_config: Annotated[list[str] | None, typer.Option(help="Overrides, as in simulate.")] = None,
+) -> None:
+    """Write what each site of a scenario has, as files of its own, to rehearse a deployment with."""
+    from simulations.rehearsal import write_sites
+
+    for path in write_sites(run_settings(scenario, run_config or []), folder):
+        Console().print(str(path), highlight=False, soft_wrap=True)

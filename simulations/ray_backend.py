@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from typing import Any
 
 from common.config import Scalar
 from common.errors import UserError
+from common.run_config_files import as_toml
 
 CONNECTION = "simulation"
 START_TIMEOUT = 60.0
@@ -62,7 +62,7 @@ def run_ray(
     user thinks they mean.
 
     Args:
-        project_dir: Folder of the Flower app; see `find_project`.
+        project_dir: Folder of the Flower app; see `server.federation.bundle`.
         run_config: Overrides of the app's run config. Flower takes only keys that the app's
             `pyproject.toml` has.
         num_nodes: How many simulated nodes there are.
@@ -77,7 +77,7 @@ def run_ray(
     with tempfile.TemporaryDirectory(prefix="grandrounds-ray-", ignore_cleanup_errors=True) as home_name:
         home = Path(home_name)
         overrides = home / "run-config.toml"
-        overrides.write_text(toml(run_config), encoding="utf-8")
+        overrides.write_text(as_toml(run_config), encoding="utf-8")
         with log_file.open("w", encoding="utf-8") as log, _superlink(home) as environment:
             nodes = {
                 "num-supernodes": num_nodes,
@@ -98,33 +98,6 @@ def run_ray(
             f"the Flower run ended as {status['status']!r}: {status['status-details'] or 'no reason given'}\n"
             f"{tail(log_file)}\nThe whole log is in {log_file}"
         )
-
-
-def find_project() -> Path:
-    """Return this project's folder, since Flower bundles an app from its source.
-
-    Looks around this file, then in the working directory and above it.
-
-    Raises:
-        UserError: if it isn't there.
-    """
-    here = Path(__file__).resolve().parents[1]
-    for folder in (here, Path.cwd(), *Path.cwd().parents):
-        with contextlib.suppress(OSError, tomllib.TOMLDecodeError, KeyError):
-            settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-            if settings["project"]["name"] == "grandrounds" and "app" in settings["tool"]["flwr"]:
-                return folder
-    raise UserError(
-        "the ray backend needs the project's own folder, with its pyproject.toml, which is neither around "
-        f"the installed package ({here}) nor at or above the working directory: work in a clone, or use "
-        "--backend inprocess"
-    )
-
-
-def toml(run_config: Mapping[str, Scalar]) -> str:
-    """Write a flat run config as TOML, which spells scalars as JSON does, but for one control character."""
-    spelt = {key: json.dumps(value, ensure_ascii=False) for key, value in run_config.items()}
-    return "".join(f"{key} = {value}\n" for key, value in spelt.items()).replace("\x7f", "\\u007f")
 
 
 def tail(log_file: Path, lines: int = TAIL_LINES) -> str:

@@ -21,11 +21,12 @@ from common.datasets import load_public, sites
 from common.errors import ConfigError, UserError
 from common.runs import RunFolder, disk_errors, working_folder
 from common.summary import Round, Summary, merge, read
+from server.federation.bundle import find_project
 from server.preconditions import check as check_run
 from server.results import ROUNDS, peak_memory_mib, write_results
 from simulations.baselines.references import with_comparisons
 from simulations.inprocess import run_inprocess
-from simulations.ray_backend import find_project, run_ray
+from simulations.ray_backend import run_ray
 
 Backend = Literal["inprocess", "ray"]
 MODELS = ("teacher.safetensors", "student.safetensors")

@@ -10,6 +10,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import flatten_dict
 
+from common import VERSION
 from common.config import RunConfig
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -61,3 +62,8 @@ def test_the_bundle_has_nothing_else(bundle: zipfile.ZipFile) -> None:
     stray = [n for n in bundle.namelist() if n.startswith("simulations/") and not n.endswith(".toml")]
     assert not stray
     assert sum(entry.compress_size for entry in bundle.infolist()) < BUNDLE_LIMIT
+
+
+def test_the_version_that_programs_know_is_the_packages() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == VERSION

@@ -1,0 +1,205 @@
+"""Founding a federation: authority, certificates, node keys, the app, and one kit a site.
+
+The folder appears under its name only when all of it is whole. Private keys of sites are in their kits and
+nowhere else.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import RunConfig
+from common.errors import UserError
+from common.kit import (
+    AUTHORITY,
+    CERTIFICATE,
+    CERTIFICATE_KEY,
+    NODE_KEY,
+    TO_READ,
+    Manifest,
+    Proposal,
+    pack,
+    seal_of,
+)
+from common.site_files import render
+from server.federation.authority import (
+    Credentials,
+    certify_courier,
+    certify_server,
+    expiry,
+    found_authority,
+    make_node_key,
+)
+from server.federation.bundle import build, digest_of, find_project, unpack
+from server.federation.settings import Federation, Settings, bracketed
+
+TEMPLATES = Path(__file__).parent / "templates"
+LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
+"""How programs on the coordinator's machine call the SuperLink."""
+USUALLY = "/var/lib/grandrounds"
+UNKNOWN = "…"
+"""Stands in a kit's policy for what only the site can say."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A kit that was written.
+
+    Attributes:
+        site: Whose it is.
+        path: Its file.
+        seal: Its SHA-256, to be told by another way than the file's own.
+    """
+
+    site: str
+    path: Path
+    seal: str
+
+
+def found_federation(path: Path, settings: Settings, program: Path, config: RunConfig | None) -> list[Made]:
+    """Write a new federation's folder.
+
+    Args:
+        path: Where it goes; nothing may be there.
+        settings: What it is; `bundle` is filled in here.
+        program: The `grandrounds` program that its units start.
+        config: A study that is planned; what it asks of sites stands in their kits as a proposal.
+
+    Raises:
+        UserError: if something is there already, or can't be written.
+    """
+    path = path.absolute()
+    if path.exists():
+        raise UserError(f"{path} is there already: a federation is founded once")
+    bundle = build(find_project())
+    settings = settings.model_copy(update={"bundle": digest_of(bundle)})
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(mode=0o700)
+        unpack(bundle, aside / "app")
+        made = _write(aside, Federation(path, settings), program, config)
+        aside.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return [Made(one.site, path / "kits" / one.path.name, one.seal) for one in made]
+
+
+def proposals(config: RunConfig | None) -> Mapping[str, Proposal]:
+    """What a planned study would ask of each of its sites.
+
+    Raises:
+        UserError: if the study's data description can't be read.
+    """
+    if config is None:
+        return {}
+    from common.datasets import sites
+
+    return {
+        site.name: Proposal(
+            studies=(config.run_id,) if config.run_id else (),
+            unit=config.privacy.unit,
+            declared_size=site.declared_size,
+            run_epsilon=config.privacy.epsilon,
+            delta=config.privacy.delta,
+        )
+        for site in sites(config)
+    }
+
+
+def _write(aside: Path, federation: Federation, program: Path, config: RunConfig | None) -> list[Made]:
+    settings = federation.settings
+    proposed = proposals(config)
+    if unknown := sorted(proposed.keys() - set(settings.sites)):
+        raise UserError(
+            f"--sites: the run config's study has the site {unknown[0]}, and --sites doesn't name it"
+        )
+    authority = found_authority(settings.name)
+    server = certify_server(authority, [settings.host, *LOCAL_NAMES])
+    for folder in ("ca", "kits", "nodes", "flower", "state", "logs", "runs", "systemd"):
+        (aside / folder).mkdir(mode=0o700)
+    _write_secret(aside / "ca" / "ca.key", authority.key)
+    _write_secret(aside / "server.key", server.key)
+    _write_secret(aside / "state" / "superexec.key", secrets.token_bytes(32))
+    (aside / "ca.crt").write_bytes(authority.certificate)
+    (aside / "server.crt").write_bytes(server.certificate)
+    values = settings.model_dump() | {
+        "folder": str(federation.path),
+        "program": str(program),
+        "superlink": federation.superlink,
+    }
+    for name in sorted(file.relative_to(TEMPLATES).as_posix() for file in TEMPLATES.rglob("*.*")):
+        place = aside / ("flower/config.toml" if name == "flower.toml" else name)
+        place.write_text(render(name, values, TEMPLATES), encoding="utf-8")
+    return [
+        _make_kit(aside, federation, authority, site, proposed.get(site, Proposal()))
+        for site in settings.sites
+    ]
+
+
+def _make_kit(
+    aside: Path, federation: Federation, authority: Credentials, site: str, proposal: Proposal
+) -> Made:
+    settings = federation.settings
+    courier, node = certify_courier(authority, site), make_node_key()
+    manifest = Manifest(
+        federation=settings.name,
+        site=site,
+        address=f"{bracketed(settings.host)}:{settings.port}",
+        bundle=settings.bundle,
+        expires=f"{expiry(courier.certificate):%Y-%m-%d}",
+        proposal=proposal,
+    )
+    files = {
+        AUTHORITY: authority.certificate,
+        CERTIFICATE: courier.certificate,
+        CERTIFICATE_KEY: courier.key,
+        NODE_KEY: node.private,
+    }
+    sealed = pack(manifest, files | _to_read(manifest))
+    path = aside / "kits" / f"{site}.kit"
+    _write_secret(path, sealed)
+    (aside / "nodes" / f"{site}.pub").write_bytes(node.public)
+    return Made(site, path, seal_of(sealed))
+
+
+def _to_read(manifest: Manifest) -> dict[str, bytes]:
+    """The files of a site as its own software will write them, for where things usually lie."""
+    proposal = manifest.proposal
+    values = manifest.model_dump() | {
+        "folder": USUALLY,
+        "data": "/srv/data",
+        "program": "/opt/grandrounds/bin/grandrounds",
+        "listen": f"unix:{USUALLY}/door/custodian.sock",
+        "description": "/srv/data/data.toml",
+        "studies": proposal.studies or (UNKNOWN,),
+        "unit": proposal.unit or UNKNOWN,
+        "declared_size": proposal.declared_size or UNKNOWN,
+        "delta": proposal.delta or UNKNOWN,
+        "run_epsilon": proposal.run_epsilon or UNKNOWN,
+        "lifetime_epsilon": UNKNOWN,
+    }
+    return {name: render(name, values).encode() for name in TO_READ}
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
+def parse_sites(text: str) -> Sequence[str]:
+    """Read `a,b,c`.
+
+    Raises:
+        UserError: if there is none, or one twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--sites {text!r} is refused: expected names with commas between, each once")
+    return names

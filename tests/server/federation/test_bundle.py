@@ -1,0 +1,53 @@
+"""The app bundle: found, built the same every time, and held against what was agreed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from server.federation.bundle import build, digest_of, find_project, require_agreed, unpack
+
+
+def test_the_project_is_found_around_the_package() -> None:
+    assert (find_project() / "server" / "federation" / "bundle.py").is_file()
+
+
+def test_a_project_that_is_not_there_is_missed_in_plain_words(tmp_path: Path) -> None:
+    """As when only the packages are installed and the working directory is somewhere else."""
+    here = find_project()
+    for package in ("common", "server"):
+        shutil.copytree(here / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "someone-elses"\n')
+    script = "from server.federation.bundle import find_project; find_project()"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "UserError: the project's own folder is needed" in done.stderr
+    assert str(tmp_path) in done.stderr
+
+
+def test_what_a_bundle_holds_makes_the_same_bundle_again(tmp_path: Path) -> None:
+    bundle = build(find_project())
+    unpack(bundle, tmp_path / "app")
+    assert build(tmp_path / "app") == bundle
+    require_agreed(tmp_path / "app", digest_of(bundle))
+
+
+def test_another_app_than_the_agreed_one_is_refused_with_both_digests(tmp_path: Path) -> None:
+    agreed = digest_of(build(find_project()))
+    unpack(build(find_project()), tmp_path / "app")
+    with (tmp_path / "app" / "client" / "app.py").open("a") as file:
+        file.write("# another one\n")
+    with pytest.raises(UserError) as refused:
+        require_agreed(tmp_path / "app", agreed)
+    assert agreed in str(refused.value) and digest_of(build(tmp_path / "app")) in str(refused.value)
