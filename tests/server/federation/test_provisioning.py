@@ -90,7 +90,7 @@ def test_sites_are_named_each_once(text):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("", "expected a value (it is missing)"),
+        ("", "port is missing"),
         ('port = "8443"', "port = '8443' is refused"),
         ("port = 0", "port = 0 is refused"),
         ("port = 8443\nextra = 1", "extra = 1 is refused"),
