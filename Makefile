@@ -33,10 +33,11 @@ demo: setup ## four hospitals learn together, with results in runs/
 test: setup ## run all tests
 	@$(BIN)/python -m pytest -n 2
 
-lint: setup ## check style and types
+lint: setup ## check style, types and images
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/hadolint deploy/Dockerfile
 
 bench: setup ## time a round of both backends
 	@$(BIN)/python -m simulations.benchmarks.rounds

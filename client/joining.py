@@ -22,7 +22,7 @@ from client.courier_settings import EXECUTOR_KEY
 from client.founding import Choices, found
 from common.errors import UserError
 from common.kit import AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NEEDED, NODE_KEY, TO_READ, Kit, unpack
-from common.site_files import render
+from common.site_files import own_program, render, require_plain
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ def open_kit(path: Path, seal: str | None) -> Kit:
     return kit
 
 
-def join(kit: Kit, folder: Path, choices: Choices, program: Path) -> Joined:
+def join(kit: Kit, folder: Path, choices: Choices) -> Joined:
     """Make a site's folder; nothing is left of it if it can't be made whole.
 
     Args:
         kit: What the coordinator handed over.
         folder: Where the site goes; an empty folder may be there.
         choices: What the custodian may do; its site and socket must be the kit's and the folder's.
-        program: The `grandrounds` program that its units start.
 
     Raises:
-        UserError: if something is there already, or can't be written.
+        UserError: if something is there already, or can't be written, or its path isn't plain.
     """
     folder = folder.absolute()
+    require_plain(folder)
     existed = folder.exists()
     if existed and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: a site is founded once")
@@ -83,7 +83,7 @@ def join(kit: Kit, folder: Path, choices: Choices, program: Path) -> Joined:
         policy = found(folder / "custodian", choices)
         (folder / "door").mkdir(mode=0o750)  # the courier's account reaches it through its group
         settings = _write_courier(kit, folder, choices.listen)
-        _write_to_read(kit, folder, choices, program)
+        _write_to_read(kit, folder, choices)
     except BaseException as error:
         for made in ("custodian", "door", "courier", "systemd"):
             shutil.rmtree(folder / made, ignore_errors=True)
@@ -113,11 +113,11 @@ def _write_courier(kit: Kit, folder: Path, listen: str) -> Path:
     return settings
 
 
-def _write_to_read(kit: Kit, folder: Path, choices: Choices, program: Path) -> None:
+def _write_to_read(kit: Kit, folder: Path, choices: Choices) -> None:
     values = kit.manifest.model_dump() | {
         "folder": str(folder),
         "data": str(Path(choices.description).parent),
-        "program": str(program),
+        "program": own_program(),
     }
     (folder / "systemd").mkdir()
     for name in TO_READ:

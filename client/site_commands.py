@@ -142,7 +142,7 @@ def join(
         delta=delta or proposal.delta or 1e-5,
         listen=door(folder),
     )
-    joined = make(opened, folder, choices, Path(sys.argv[0]).absolute())
+    joined = make(opened, folder, choices)
     screen.print(
         f"{joined.policy}: read it, then run grandrounds site check --policy {joined.policy}\n"
         f"{joined.folder}/README.md says what comes next.",

@@ -65,7 +65,7 @@ def init(
     except ValidationError as error:
         raise first_complaint(error, "grandrounds federation init") from None
     config = read_run_config(run_config) if run_config else None
-    made = found_federation(folder, settings, Path(sys.argv[0]).absolute(), config)
+    made = found_federation(folder, settings, config)
     if as_json:
         _write_json([{"site": one.site, "kit": str(one.path), "seal": one.seal} for one in made])
         return

@@ -11,13 +11,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.site_files import own_program
 from server.federation import flower
 from server.federation.settings import Federation
 
@@ -76,9 +76,8 @@ def start(federation: Federation) -> list[str]:
         if pid_of(federation, part) is None:
             if part is SUPERLINK:
                 require_port(federation)
-            _spawn(federation, part)
+            _await(federation, part, _spawn(federation, part))
             started.append(part.name)
-        _await(federation, part)
         if part is SUPERLINK:
             flower.register_nodes(federation)
     return started
@@ -148,26 +147,21 @@ def tail(log: Path) -> str:
         return ""
 
 
-def _await(federation: Federation, part: Part) -> None:
+def _await(federation: Federation, part: Part, program: "subprocess.Popen[bytes]") -> None:
     """Wait until a program runs and, if it is the SuperLink, answers."""
     deadline = time.monotonic() + START_PATIENCE
-    seen = False
-    while time.monotonic() < deadline:
-        alive = pid_of(federation, part) is not None
-        if alive and (part is not SUPERLINK or flower.answers(federation)):
+    while time.monotonic() < deadline and program.poll() is None:
+        if pid_of(federation, part) is not None and (part is not SUPERLINK or flower.answers(federation)):
             return
-        if seen and not alive:
-            break
-        seen |= alive
         time.sleep(0.1)
     log = federation.logs / f"{part.name}.log"
     raise UserError(f"the {part.name} did not start:\n{tail(log)}\nAll of it: {log}")
 
 
-def _spawn(federation: Federation, part: Part) -> None:
+def _spawn(federation: Federation, part: Part) -> "subprocess.Popen[bytes]":
     with (federation.logs / f"{part.name}.log").open("ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "grandrounds", "federation", part.name, str(federation.path)],
+        return subprocess.Popen(
+            [*own_program(), "federation", part.name, str(federation.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

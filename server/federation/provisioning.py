@@ -24,7 +24,7 @@ from common.kit import (
     pack,
     seal_of,
 )
-from common.site_files import render
+from common.site_files import PROGRAM, own_program, render, require_plain
 from server.federation.authority import (
     Credentials,
     certify_courier,
@@ -59,19 +59,19 @@ class Made:
     seal: str
 
 
-def found_federation(path: Path, settings: Settings, program: Path, config: RunConfig | None) -> list[Made]:
+def found_federation(path: Path, settings: Settings, config: RunConfig | None) -> list[Made]:
     """Write a new federation's folder.
 
     Args:
         path: Where it goes; nothing may be there.
         settings: What it is; `bundle` is filled in here.
-        program: The `grandrounds` program that its units start.
         config: A study that is planned; what it asks of sites stands in their kits as a proposal.
 
     Raises:
-        UserError: if something is there already, or can't be written.
+        UserError: if something is there already, or can't be written, or its path isn't plain.
     """
     path = path.absolute()
+    require_plain(path)
     if path.exists():
         raise UserError(f"{path} is there already: a federation is founded once")
     bundle = build(find_project())
@@ -82,7 +82,7 @@ def found_federation(path: Path, settings: Settings, program: Path, config: RunC
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(mode=0o700)
         unpack(bundle, aside / "app")
-        made = _write(aside, Federation(path, settings), program, config)
+        made = _write(aside, Federation(path, settings), config)
         aside.rename(path)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}") from None
@@ -113,7 +113,7 @@ def proposals(config: RunConfig | None) -> Mapping[str, Proposal]:
     }
 
 
-def _write(aside: Path, federation: Federation, program: Path, config: RunConfig | None) -> list[Made]:
+def _write(aside: Path, federation: Federation, config: RunConfig | None) -> list[Made]:
     settings = federation.settings
     proposed = proposals(config)
     if unknown := sorted(proposed.keys() - set(settings.sites)):
@@ -122,7 +122,7 @@ def _write(aside: Path, federation: Federation, program: Path, config: RunConfig
         )
     authority = found_authority(settings.name)
     server = certify_server(authority, [settings.host, *LOCAL_NAMES])
-    for folder in ("ca", "kits", "nodes", "flower", "state", "logs", "runs", "systemd"):
+    for folder in ("ca", "kits", "nodes", "flower", "gateway", "state", "logs", "runs", "systemd"):
         (aside / folder).mkdir(mode=0o700)
     _write_secret(aside / "ca" / "ca.key", authority.key)
     _write_secret(aside / "server.key", server.key)
@@ -131,7 +131,7 @@ def _write(aside: Path, federation: Federation, program: Path, config: RunConfig
     (aside / "server.crt").write_bytes(server.certificate)
     values = settings.model_dump() | {
         "folder": str(federation.path),
-        "program": str(program),
+        "program": own_program(),
         "superlink": federation.superlink,
     }
     for name in sorted(file.relative_to(TEMPLATES).as_posix() for file in TEMPLATES.rglob("*.*")):
@@ -175,7 +175,7 @@ def _to_read(manifest: Manifest) -> dict[str, bytes]:
     values = manifest.model_dump() | {
         "folder": USUALLY,
         "data": "/srv/data",
-        "program": "/opt/grandrounds/bin/grandrounds",
+        "program": ["/opt/grandrounds/bin/python", *PROGRAM],
         "listen": f"unix:{USUALLY}/door/custodian.sock",
         "description": "/srv/data/data.toml",
         "studies": proposal.studies or (UNKNOWN,),

@@ -16,7 +16,6 @@ from common.errors import UserError
 from common.kit import CERTIFICATE, NODE_KEY, SECRET, Manifest, Proposal, pack, seal_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path("/opt/grandrounds/bin/grandrounds")
 # A site's code never imports the coordinator's; what a coordinator makes is made here by its own program.
 MAKE = """
 import sys
@@ -86,7 +85,7 @@ def choices(tmp_path) -> Choices:
 
 
 def test_a_kit_becomes_a_site_whose_halves_fit_together(tmp_path, kit, choices, credentials):
-    joined = join(open_kit(kit, seal_of(kit.read_bytes())), tmp_path / "site", choices, PROGRAM)
+    joined = join(open_kit(kit, seal_of(kit.read_bytes())), tmp_path / "site", choices)
     policy, courier = read_policy(joined.policy), read_courier(joined.settings)
     assert policy.service.listen == courier.settings.custodian == f"unix:{tmp_path}/site/door/custodian.sock"
     assert (policy.site, courier.settings.bundle) == ("north", MANIFEST.bundle)
@@ -95,14 +94,15 @@ def test_a_kit_becomes_a_site_whose_halves_fit_together(tmp_path, kit, choices, 
     for secret in (*SECRET, "superexec.key"):
         assert (tmp_path / "site" / "courier" / secret).stat().st_mode & 0o777 == 0o600
     unit = (tmp_path / "site" / "systemd" / "grandrounds-custodian.service").read_text()
-    assert f"ExecStart={PROGRAM} site serve --policy {tmp_path}/site/custodian/site.toml" in unit
+    serve = f"site serve --policy {tmp_path}/site/custodian/site.toml"
+    assert f"ExecStart={sys.executable} -P -m grandrounds {serve}\n" in unit
 
 
 def test_what_runs_at_the_site_is_its_own_softwares_and_not_the_kits(tmp_path, kit, choices, credentials):
     forged = {"systemd/grandrounds-custodian.service": b"[Service]\nUser=root\nExecStart=/bin/evil\n"}
     forged |= {"compose.yaml": b"services: {custodian: {privileged: true}}\n", "courier.toml": b"evil = 1\n"}
     kit.write_bytes(pack(MANIFEST, credentials[0] | forged))
-    join(open_kit(kit, None), tmp_path / "site", choices, PROGRAM)
+    join(open_kit(kit, None), tmp_path / "site", choices)
     written = [file.read_bytes() for file in (tmp_path / "site").rglob("*") if file.is_file()]
     assert not any(text in content for text in forged.values() for content in written)
 
@@ -142,10 +142,10 @@ def test_a_certificate_where_a_node_key_belongs_is_refused(kit, credentials):
 
 
 def test_a_site_is_founded_once(tmp_path, kit, choices):
-    joined = join(open_kit(kit, None), tmp_path / "site", choices, PROGRAM)
+    joined = join(open_kit(kit, None), tmp_path / "site", choices)
     key = (joined.policy.parent / "site.key").read_bytes()
     with pytest.raises(UserError, match="founded once"):
-        join(open_kit(kit, None), tmp_path / "site", choices, PROGRAM)
+        join(open_kit(kit, None), tmp_path / "site", choices)
     assert (joined.policy.parent / "site.key").read_bytes() == key
 
 
@@ -155,7 +155,7 @@ def test_nothing_is_left_of_a_site_that_can_not_be_made(tmp_path, kit, choices, 
 
     monkeypatch.setattr("client.joining._write_to_read", full)
     with pytest.raises(UserError, match="No space left"):
-        join(open_kit(kit, None), tmp_path / "site", choices, PROGRAM)
+        join(open_kit(kit, None), tmp_path / "site", choices)
     assert not (tmp_path / "site").exists()
 
 
@@ -170,6 +170,7 @@ def typed(*command: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_proposals_are_taken_by_nobody_who_has_not_read_them(tmp_path, kit, choices):
     """Without a terminal there is nobody to agree: a proposal is no default for scripts."""
     answers = ["--seal", seal_of(kit.read_bytes()), "--data", choices.description]
@@ -200,20 +201,20 @@ def test_a_kit_whose_seal_nobody_compared_is_not_joined(tmp_path, kit):
     ],
 )
 def test_the_couriers_settings_are_read_to_the_letter(tmp_path, kit, choices, change, complaint):
-    joined = join(open_kit(kit, None), tmp_path / "site", choices, PROGRAM)
+    joined = join(open_kit(kit, None), tmp_path / "site", choices)
     joined.settings.write_text(change(joined.settings.read_text()))
     with pytest.raises(UserError, match=complaint):
         read_courier(joined.settings)
 
 
 def test_keys_that_others_can_read_start_no_courier(tmp_path, kit, choices):
-    joined = join(open_kit(kit, None), tmp_path / "site", choices, PROGRAM)
+    joined = join(open_kit(kit, None), tmp_path / "site", choices)
     (joined.settings.parent / NODE_KEY).chmod(0o644)
     with pytest.raises(UserError, match="chmod 600"):
         read_courier(joined.settings)
 
 
 def test_a_courier_of_another_bundle_finds_nothing_that_one_left(tmp_path, kit, choices):
-    courier = read_courier(join(open_kit(kit, None), tmp_path / "site", choices, PROGRAM).settings)
+    courier = read_courier(join(open_kit(kit, None), tmp_path / "site", choices).settings)
     other = replace(courier, settings=courier.settings.model_copy(update={"bundle": "cd" * 32}))
     assert courier.flower_home != other.flower_home

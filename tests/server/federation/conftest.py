@@ -1,7 +1,5 @@
 """A federation that is founded once and looked at by many tests."""
 
-from pathlib import Path
-
 import pytest
 
 from common.config import RunConfig
@@ -28,5 +26,5 @@ def settings(**other: object) -> Settings:
 @pytest.fixture(scope="session")
 def founded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, list[Made]]:
     folder = tmp_path_factory.mktemp("coordinator") / "federation"
-    made = found_federation(folder, settings(), Path("/usr/bin/true"), STUDY)
+    made = found_federation(folder, settings(), STUDY)
     return open_federation(folder), made

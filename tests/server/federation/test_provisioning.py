@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from common.config import RunConfig
 from common.errors import UserError
@@ -70,14 +69,14 @@ def test_a_federation_is_founded_once(founded):
     federation, made = founded
     before = made[0].path.read_bytes()
     with pytest.raises(UserError, match="is there already"):
-        found_federation(federation.path, settings(), Path("/usr/bin/true"), None)
+        found_federation(federation.path, settings(), None)
     assert made[0].path.read_bytes() == before
 
 
 def test_nothing_is_left_of_one_that_can_not_be_founded(tmp_path):
     study = RunConfig.from_run_config({"scenario": "thyroid"})
     with pytest.raises(UserError, match="--sites doesn't name"):
-        found_federation(tmp_path / "fed", settings(), Path("/usr/bin/true"), study)
+        found_federation(tmp_path / "fed", settings(), study)
     assert not list(tmp_path.iterdir())
 
 
@@ -118,41 +117,76 @@ def test_files_to_read_are_well_formed(kits, founded):
     assert flower["superlink"]["federation"]["root-certificates"] == str(founded[0].authority)
 
 
-def services(text: bytes | str) -> dict[str, dict[str, object]]:
-    services: dict[str, dict[str, object]] = yaml.safe_load(text)["services"]
-    return services
+def directives(unit: str) -> dict[str, list[str]]:
+    """A unit's lines by what they set; what stands twice is a list of two."""
+    found: dict[str, list[str]] = {}
+    for line in unit.splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
 
 
-def test_containers_have_no_privileges_and_see_only_what_they_need(kits, founded):
-    site = services(kits["hungary"].files["compose.yaml"])
-    coordinator = services((founded[0].path / "compose.yaml").read_text())
-    for service in [*site.values(), *coordinator.values()]:
-        assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
-        assert service["security_opt"] == ["no-new-privileges:true"]
-        assert service["user"].split(":")[0] != "0"
-    custodian, courier = site["custodian"], site["courier"]
-    assert custodian["network_mode"] == "none" and "ports" not in custodian
-    assert custodian["user"] != courier["user"]
-    mounts = {volume.split(":")[0] for volume in courier["volumes"]}
-    assert mounts == {"/var/lib/grandrounds/courier", "/var/lib/grandrounds/door"}
-    assert "/srv/data:/srv/data:ro" in custodian["volumes"]
-    assert [name for name, service in coordinator.items() if "ports" in service] == ["gateway"]
+@pytest.fixture
+def units(kits, founded) -> dict[str, str]:
+    """Every unit's text, by the program that it starts."""
+    federation, site = founded[0], kits["hungary"].files
+    texts = {name: site[f"systemd/grandrounds-{name}.service"].decode() for name in ("custodian", "courier")}
+    for name in ("superlink", "superexec", "gateway"):
+        texts[name] = (federation.path / "systemd" / f"grandrounds-{name}.service").read_text()
+    return texts
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_units_take_every_privilege_that_is_not_needed(units):
+    for name, text in units.items():
+        unit = directives(text)
+        assert unit["User"] != ["root"] and unit["UMask"] == ["0077"], name
+        for wanted in ("NoNewPrivileges", "PrivateTmp", "PrivateDevices", "ProtectKernelTunables"):
+            assert unit[wanted] == ["yes"], name
+        assert unit["ProtectSystem"] == ["strict"] and unit["CapabilityBoundingSet"] == [""], name
+        assert unit["SystemCallFilter"] == ["@system-service", "~@privileged @resources"], name
+        assert unit["Restart"] == ["always"] and int(unit["TimeoutStopSec"][0]) <= 30, name
+
+
+def test_custodian_and_courier_share_nothing_but_the_door(units):
+    custodian, courier = directives(units["custodian"]), directives(units["courier"])
+    assert custodian["User"] != courier["User"] and custodian["Group"] == courier["SupplementaryGroups"]
+    assert custodian["PrivateNetwork"] == ["yes"] and custodian["RestrictAddressFamilies"] == ["AF_UNIX"]
+    here = "/var/lib/grandrounds"
+    assert custodian["ReadWritePaths"] == [f"{here}/custodian {here}/door"]
+    assert courier["ReadWritePaths"] == [f"{here}/courier"]
+    assert custodian["InaccessiblePaths"] == [f"-{here}/courier"]
+    assert courier["InaccessiblePaths"] == [f"-{here}/custodian"]
+
+
+def test_no_unit_of_the_coordinators_sees_the_authoritys_key_or_the_kits(units, founded):
+    path = founded[0].path
+    for name in ("superlink", "superexec", "gateway"):
+        hidden = directives(units[name])["InaccessiblePaths"][0].split()
+        assert {f"{path}/ca", f"{path}/kits"} <= set(hidden), name
+    assert f"{path}/state" in directives(units["gateway"])["InaccessiblePaths"][0].split()
+
+
+@pytest.mark.parametrize("folder", ["/srv/a b", "/srv/100%", "/srv/a:b", "/srv/$HOME"])
+def test_a_path_that_units_would_read_differently_is_refused(folder):
+    with pytest.raises(UserError, match="choose a folder"):
+        found_federation(Path(folder), settings(), None)
+
+
+@pytest.mark.skipif(
+    not shutil.which("systemd-analyze"),
+    reason="systemd-analyze IS NOT INSTALLED: units are held by their text alone",
+)
 @pytest.mark.parametrize(
     ("unit", "exposure"),
     [("custodian", 20), ("courier", 30), ("superlink", 30), ("superexec", 30), ("gateway", 30)],
 )
-def test_units_are_valid_and_hardened(kits, founded, tmp_path, unit, exposure):
+def test_systemd_finds_units_valid_and_hardened(units, tmp_path, unit, exposure):
     name = f"grandrounds-{unit}.service"
-    for other in ("custodian", "courier"):
-        text = kits["hungary"].files[f"systemd/grandrounds-{other}.service"].decode()
-        (tmp_path / f"grandrounds-{other}.service").write_text(
-            text.replace("/opt/grandrounds/bin/grandrounds", "/usr/bin/true")
-        )
-    for file in (founded[0].path / "systemd").glob("*.service"):
-        (tmp_path / file.name).write_text(file.read_text().replace("/usr/sbin/nginx", "/usr/bin/true"))
+    for other, text in units.items():
+        for absent in ("/opt/grandrounds/bin/python", "/usr/sbin/nginx"):
+            text = text.replace(absent, "/usr/bin/true")
+        (tmp_path / f"grandrounds-{other}.service").write_text(text)
     verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / name)]
     done = subprocess.run(verify, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and name not in done.stderr, done.stderr
