@@ -39,9 +39,10 @@ lint: setup ## check style, types and images
 	@$(BIN)/mypy
 	@$(BIN)/hadolint deploy/Dockerfile
 
-bench: setup ## time a round of both backends
+bench: setup ## time rounds, the boundary and the ensemble
 	@$(BIN)/python -m simulations.benchmarks.rounds
 	@$(BIN)/python -W ignore -m simulations.benchmarks.boundary
+	@$(BIN)/python -m simulations.benchmarks.aggregation
 
 clean: ## remove what was installed and cached; results in runs/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

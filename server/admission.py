@@ -5,7 +5,7 @@ the round goes on with the rest, and the reason is kept by name. A site's texts 
 ours.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,20 +33,22 @@ class Admitted:
     """A round's answers after admission.
 
     Attributes:
-        contributions: What the ensemble is made of, by site name.
+        answered: Sites that the ensemble is made of, in order of their names.
         left_out: Why the others are not in it.
         idle: Sites that answered without private steps. Any other may have charged its budget, also one
             that didn't answer.
         heads: Each answering site's ledger head, which the next task brings back.
+        histograms: Each site's noisy label histogram, where this round bought it.
         hold_out: Noisy accuracy of each site's student on patients it held out, where this round bought it.
         payload_bytes, wire_bytes: Size of each answering site's release body, and of its whole serialised
             message.
     """
 
-    contributions: tuple[Contribution, ...]
+    answered: tuple[str, ...]
     left_out: Mapping[str, str]
     idle: frozenset[str]
     heads: Mapping[str, bytes]
+    histograms: Mapping[str, tuple[int, ...]]
     hold_out: Mapping[str, float]
     payload_bytes: Mapping[str, int]
     wire_bytes: Mapping[str, int]
@@ -56,15 +58,22 @@ class NotAdmitted(ValueError):
     """A reply that does not answer the task; its text is the reason."""
 
 
-def admit(replies: Iterable[Message], asked: Mapping[str, Task], members: Mapping[str, Member]) -> Admitted:
-    """Sort a round's replies into contributions and reasons.
+def admit(
+    replies: Iterable[Message],
+    asked: Mapping[str, Task],
+    members: Mapping[str, Member],
+    hear: Callable[[Contribution], None],
+) -> Admitted:
+    """Sort a round's replies into contributions and reasons, and let go of each before the next is taken.
 
     Args:
         replies: Flower's replies, in any order.
         asked: The task that each site was sent, by the id of the message that carried it.
         members: The site behind each message id.
+        hear: Takes each contribution as it comes.
     """
-    contributions: dict[str, Contribution] = {}
+    answered: set[str] = set()
+    histograms: dict[str, tuple[int, ...]] = {}
     left_out: dict[str, str] = {}
     idle: set[str] = set()
     heads: dict[str, bytes] = {}
@@ -76,10 +85,8 @@ def admit(replies: Iterable[Message], asked: Mapping[str, Task], members: Mappin
         if message_id not in members:
             continue  # an answer to something that this round did not ask
         member = members[message_id]
-        if member.site in contributions or member.site in left_out:
-            left_out[member.site] = "answered twice"
-            contributions.pop(member.site, None)
-            continue
+        if member.site in answered or member.site in left_out:
+            continue  # it has answered: the first answer stands
         try:
             release = release_in(reply, asked[message_id])
         except NotAdmitted as reason:
@@ -93,18 +100,21 @@ def admit(replies: Iterable[Message], asked: Mapping[str, Task], members: Mappin
             idle.add(member.site)
             continue
         bought = bought_in(release, asked[message_id])
-        contributions[member.site] = Contribution(
-            member.site, release.logits(), member.declared_size, bought.get(LABEL_HISTOGRAM, ())
-        )
+        answered.add(member.site)
+        histogram_C = bought.get(LABEL_HISTOGRAM, ())
+        if histogram_C:
+            histograms[member.site] = histogram_C
+        hear(Contribution(member.site, release.logits(), member.declared_size, histogram_C))
         if HOLD_OUT_ACCURACY in bought:
             right, wrong = (max(count, 0) for count in bought[HOLD_OUT_ACCURACY])
             hold_out[member.site] = right / max(right + wrong, 1)
     for member in members.values():
-        if member.site not in contributions:
+        if member.site not in answered:
             left_out.setdefault(member.site, "no answer in time")
-    in_order = tuple(contributions[site] for site in sorted(contributions))
     reasons = {site: left_out[site] for site in sorted(left_out)}
-    return Admitted(in_order, reasons, frozenset(idle), heads, hold_out, payload, wire)
+    return Admitted(
+        tuple(sorted(answered)), reasons, frozenset(idle), heads, histograms, hold_out, payload, wire
+    )
 
 
 def bought_in(release: Release, task: Task) -> dict[str, tuple[int, ...]]:

@@ -1,21 +1,26 @@
 """The ensemble: how the sites' opinions become one.
 
-A rule takes the contributions of one round, in the order of site names so that sums don't depend on who
-answered first, and returns one `logits_PC`. Weights are declared public sizes or noisy label histograms
-that were bought from the budget; true record counts never enter.
+An ensemble hears the contributions of one round as they come, in any order, and then combines them into one
+`logits_PC`, the same to the bit whatever the order was. Weights are declared public sizes (`server.weights`)
+or noisy label histograms that were bought from the budget; true record counts never enter.
 
-| rule | combines | withstands |
-|---|---|---|
-| `mean` | declared size by declared size | – |
-| `class-weighted` | log-probabilities, each class by the noisy counts of that class | uneven labels |
-| `trimmed-mean` | what is left of each value after cutting both ends | a few loud sites |
-| `median` | the middle of each value | fewer than half, if loud |
-| `geometric-median` | the point nearest to all | fewer than half, if loud |
-| `stacking` | movements, by what validation labels say of each | loud and quiet ones (`server.stacking`) |
+| rule | combines | withstands | holds |
+|---|---|---|---|
+| `mean` | weight by weight | – | one sum |
+| `class-weighted` | log-probabilities, each class by its noisy counts | uneven labels | one sum |
+| `trimmed-mean` | what is left of each value after cutting both ends | a few loud sites | every release |
+| `median` | the middle of each value | fewer than half, if loud | every release |
+| `geometric-median` | the point nearest to all | fewer than half, if loud | every release |
+| `stacking` | movements, by what validation labels say | loud and quiet ones | every release |
+
+The first two are streams: a release is folded into a sum and let go of, so memory doesn't grow with the
+number of sites. Sums are exact (`OrderFreeSum`), so that they don't depend on who answered first.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +40,7 @@ class Contribution:
     Attributes:
         site: Its name.
         logits_PC: Its student's logits on the round's cases, or their movement.
-        weight: Its declared public size.
+        weight: Its declared public size, or what `server.weights` makes of it.
         histogram_C: Its noisy label histogram, if one was bought.
     """
 
@@ -45,85 +50,185 @@ class Contribution:
     histogram_C: tuple[int, ...] = ()
 
 
-LEAST_COUNT = 0.5
-"""Noise may make a count negative; no weight is."""
-
-
 @dataclass(frozen=True)
 class Moment:
     """What a rule may look at besides the contributions.
 
     Attributes:
         settings: The run's.
+        total_weight: Of all sites that may contribute: no weight in the round is above it.
         z_PC: The central state that movements start from; only `stacking` needs it.
         jury: The labelled validation cases; only `stacking` needs them.
     """
 
     settings: Aggregation
+    total_weight: float
     z_PC: Floats | None = None
     jury: Jury | None = None
 
 
-Rule = Callable[[Sequence[Contribution], Moment], Floats]
+class Ensemble(Protocol):
+    """A rule at work on one round."""
+
+    def hear(self, one: Contribution) -> None:
+        """Take one contribution; each site is heard at most once."""
+
+    def combined(self) -> Floats:
+        """The ensemble `logits_PC`.
+
+        Raises:
+            ValueError: if nothing was heard.
+        """
 
 
-def aggregate(rule: str, contributions: Sequence[Contribution], moment: Moment) -> Floats:
-    """Combine at least one contribution into `logits_PC`.
-
-    Raises:
-        ValueError: if there is nothing to combine.
-    """
-    if not contributions:
-        raise ValueError("an ensemble needs at least one contribution")
-    return RULES[rule](sorted(contributions, key=lambda one: one.site), moment)
+def open_ensemble(rule: str, moment: Moment) -> Ensemble:
+    """Begin a round under a rule."""
+    return RULES[rule](moment)
 
 
-def mean(contributions: Sequence[Contribution], moment: Moment) -> Floats:
-    """Mean weighted by declared sizes, accumulated in place."""
-    del moment
-    total_PC = np.zeros(contributions[0].logits_PC.shape)
+def aggregate(rule: str, contributions: Iterable[Contribution], moment: Moment) -> Floats:
+    """Combine contributions that are all there."""
+    ensemble = open_ensemble(rule, moment)
     for one in contributions:
-        total_PC += one.weight * one.logits_PC
-    return total_PC / sum(one.weight for one in contributions)
+        ensemble.hear(one)
+    return ensemble.combined()
 
 
-def class_weighted(contributions: Sequence[Contribution], moment: Moment) -> Floats:
-    """Σ over sites of w_kc · log p_kc, where w_kc is site k's share of all noisy counts of class c.
+GRID = 2.0**-32
+_ROUNDER = 1.5 * 2.0**52 * GRID
+"""Adding it rounds a float64 below 2^19 to a multiple of `GRID`, and subtracting it is exact."""
+LARGEST = 2.0**18
+
+
+class OrderFreeSum:
+    """Σ of arrays whose result doesn't depend on the order of the terms.
+
+    Each term is rounded to multiples of 2⁻³² (an error below 1.2·10⁻¹⁰), whose sums float64 holds exactly up
+    to 2²⁰. Rounding to a common grid is the first step of reproducible summation (Demmel and Nguyen 2013,
+    doi:10.1109/ARITH.2013.9).
+    """
+
+    def __init__(self) -> None:
+        """Begin at nothing."""
+        self._total: Floats | None = None
+        self._term: Floats | None = None
+
+    def add(self, factor: float | Floats, values: NDArray[np.floating]) -> None:
+        """Add factor · values, with values cut to ±2¹⁸. The factors of all terms add up to at most 1."""
+        if self._total is None:
+            self._total, self._term = np.zeros(values.shape), np.empty(values.shape)
+        assert self._term is not None
+        flat = values.reshape(-1)
+        if not flat @ flat < LARGEST**2:  # one fast pass; most often no value can be too large
+            values = np.clip(values, -LARGEST, LARGEST)
+        np.multiply(values, factor, out=self._term)
+        self._term += _ROUNDER
+        self._term -= _ROUNDER
+        self._total += self._term
+
+    @property
+    def total(self) -> Floats:
+        """The sum so far; raises `ValueError` if there is none."""
+        if self._total is None:
+            raise ValueError("an ensemble needs at least one contribution")
+        return self._total
+
+
+class Mean:
+    """Weighted mean, a stream."""
+
+    def __init__(self, moment: Moment) -> None:
+        """Begin with nobody."""
+        self._whole = moment.total_weight
+        self._sum, self._weights = OrderFreeSum(), list[float]()
+
+    def hear(self, one: Contribution) -> None:
+        """Fold one contribution into the sum."""
+        self._sum.add(one.weight / self._whole, one.logits_PC)
+        self._weights.append(one.weight)
+
+    def combined(self) -> Floats:
+        """The mean over those that were heard."""
+        total_PC = self._sum.total
+        mean_PC: Floats = total_PC * (self._whole / math.fsum(self._weights))
+        return mean_PC
+
+
+LEAST_COUNT = 0.5
+"""Noise may make a count negative; no weight is."""
+
+
+class ClassWeighted:
+    """Σ over sites of w_kc · log p_kc, where w_kc is site k's share of all noisy counts of class c; a stream.
 
     A site that has seen most cases of a class has most say about it; one whose histogram never came counts as
     having seen none. Sharpened by `aggregation.temperature`.
     """
-    cases, classes = contributions[0].logits_PC.shape
-    total_PC, unseen_C = np.zeros((cases, classes)), (0,) * classes
-    counts_KC = np.maximum([one.histogram_C or unseen_C for one in contributions], LEAST_COUNT)
-    # Who claims more cases than the size it declared gets no more say than that size.
-    weight_K1 = np.array([[one.weight] for one in contributions])
-    counts_KC = counts_KC * np.minimum(1.0, weight_K1 / counts_KC.sum(axis=1, keepdims=True))
-    share_KC = counts_KC / counts_KC.sum(axis=0)
-    for one, share_C in zip(contributions, share_KC, strict=True):
-        total_PC += share_C * log_softmax(one.logits_PC.astype(np.float64), axis=1)
-    return total_PC / moment.settings.temperature
+
+    def __init__(self, moment: Moment) -> None:
+        """Begin with nobody."""
+        self._moment = moment
+        self._sum = OrderFreeSum()
+        self._counts_KC = list[Floats]()  # C numbers a site
+
+    def hear(self, one: Contribution) -> None:
+        """Fold one contribution into the sum."""
+        unseen_C = (0,) * one.logits_PC.shape[1]
+        counts_C = np.maximum(one.histogram_C or unseen_C, LEAST_COUNT)
+        # Who claims more cases than the size it declared gets no more say than that size.
+        counts_C = counts_C * min(1.0, one.weight / counts_C.sum())
+        log_p_PC = log_softmax(one.logits_PC.astype(np.float64), axis=1)
+        self._sum.add(counts_C / self._moment.total_weight, log_p_PC)
+        self._counts_KC.append(counts_C)
+
+    def combined(self) -> Floats:
+        """Weighted log-probabilities, sharpened."""
+        total_PC = self._sum.total * self._moment.total_weight
+        seen_C = np.array([math.fsum(counts_K) for counts_K in zip(*self._counts_KC, strict=True)])
+        weighted_PC: Floats = total_PC / seen_C / self._moment.settings.temperature
+        return weighted_PC
 
 
-def _stacking(contributions: Sequence[Contribution], moment: Moment) -> Floats:
+class Held:
+    """Rules that need every contribution at once, in the order of site names."""
+
+    def __init__(self, rule: "Rule", moment: Moment) -> None:
+        """Begin with nobody."""
+        self._rule, self._moment = rule, moment
+        self._said: list[Contribution] = []
+
+    def hear(self, one: Contribution) -> None:
+        """Keep one contribution."""
+        self._said.append(one)
+
+    def combined(self) -> Floats:
+        """What the rule makes of all."""
+        if not self._said:
+            raise ValueError("an ensemble needs at least one contribution")
+        said = sorted(self._said, key=lambda one: one.site)
+        weight_K = np.array([one.weight for one in said])
+        return self._rule([one.logits_PC for one in said], weight_K, self._moment)
+
+
+Rule = Callable[[Sequence[NDArray[np.float32]], Floats, Moment], Floats]
+"""From every site's `logits_PC` and weight to the ensemble."""
+
+
+def _stacking(movement_KPC: Sequence[NDArray[np.float32]], weight_K: Floats, moment: Moment) -> Floats:
     if moment.jury is None or moment.z_PC is None:
         raise ValueError("stacking needs a jury and the state that movements start from")
-    return stacked(_logits(contributions), _weights(contributions), moment.jury, moment.z_PC)[0]
+    return stacked(movement_KPC, weight_K, moment.jury, moment.z_PC)[0]
 
 
-def _logits(contributions: Sequence[Contribution]) -> list[NDArray[np.float32]]:
-    return [one.logits_PC for one in contributions]
+def _held(rule: Rule) -> Callable[[Moment], Ensemble]:
+    return lambda moment: Held(rule, moment)
 
 
-def _weights(contributions: Sequence[Contribution]) -> Floats:
-    return np.array([one.weight for one in contributions])
-
-
-RULES: dict[str, Rule] = {
-    "mean": mean,
-    "class-weighted": class_weighted,
-    "trimmed-mean": lambda said, moment: trimmed_mean(_logits(said), _weights(said), moment.settings.trim),
-    "median": lambda said, moment: median(_logits(said), _weights(said)),
-    "geometric-median": lambda said, moment: geometric_median(_logits(said), _weights(said)),
-    "stacking": _stacking,
+RULES: dict[str, Callable[[Moment], Ensemble]] = {
+    "mean": Mean,
+    "class-weighted": ClassWeighted,
+    "trimmed-mean": _held(lambda said, weight_K, moment: trimmed_mean(said, weight_K, moment.settings.trim)),
+    "median": _held(lambda said, weight_K, moment: median(said, weight_K)),
+    "geometric-median": _held(lambda said, weight_K, moment: geometric_median(said, weight_K)),
+    "stacking": _held(_stacking),
 }

@@ -17,7 +17,8 @@
 """
 
 import logging
-from collections.abc import Mapping, Sized
+import math
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,7 @@ from common.plan import Plan, plan_of, rule_of
 from common.runs import RunFolder, final_folder
 from common.summary import Results
 from server.admission import Member
-from server.aggregation import Moment, aggregate
+from server.aggregation import Contribution, Ensemble, Moment, open_ensemble
 from server.checkpoint import Progress, keep, resume
 from server.correspondence import ask_round, deliver_student
 from server.methods import State, method_of, stalled
@@ -106,21 +107,19 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             keep(folder, config, progress)
             tasks, done = tasks_of(task, roll.members)
             absent = {**roll.absent, **done}
-            admitted = ask_round(grid, tasks, roll.members, progress.heads, config.round_timeout)
-            left_out = {**absent, **admitted.left_out}
-            require_sites(config, f"round {round_number}", admitted.contributions, left_out)
-            progress.heads |= admitted.heads
-            progress.histograms |= {
-                one.site: one.histogram_C for one in admitted.contributions if one.histogram_C
-            }
             weights = weights_of(roll.members)
-            opinions = [
-                replace(one, weight=weights[one.site], histogram_C=progress.histograms.get(one.site, ()))
-                for one in admitted.contributions
-            ]
             jury = seat_jury(student, rows_R) if rule == "stacking" else None
-            ensemble_RC = aggregate(rule, opinions, Moment(config.aggregation, z_PC[rows_R], jury))
-            ensemble_PC = spread(student, z_PC, rows_R, ensemble_RC, movement=plan.returns == "movement")
+            moment = Moment(config.aggregation, math.fsum(weights.values()), z_PC[rows_R], jury)
+            ensemble = open_ensemble(rule, moment)
+            hear = hearing(ensemble, weights, progress.histograms)
+            admitted = ask_round(grid, tasks, roll.members, progress.heads, config.round_timeout, hear)
+            left_out = {**absent, **admitted.left_out}
+            require_sites(config, f"round {round_number}", admitted.answered, left_out)
+            progress.heads |= admitted.heads
+            progress.histograms |= admitted.histograms
+            ensemble_PC = spread(
+                student, z_PC, rows_R, ensemble.combined(), movement=plan.returns == "movement"
+            )
             candidates = method.candidates(progress.state, ensemble_PC, round_number, config)
             choice = teacher.learn_best([one.taught_PC(config.aggregation) for one in candidates])
             progress.state = candidates[choice]
@@ -173,6 +172,18 @@ def tasks_of(task: Task, members: Mapping[str, Member]) -> tuple[dict[str, Task]
         if site not in tasks
     }
     return tasks, done
+
+
+def hearing(
+    ensemble: Ensemble, weights: Mapping[str, float], histograms: Mapping[str, tuple[int, ...]]
+) -> Callable[[Contribution], None]:
+    """Let an ensemble hear contributions at their sites' weights, with histograms of earlier rounds."""
+
+    def hear(one: Contribution) -> None:
+        histogram_C = one.histogram_C or histograms.get(one.site, ())
+        ensemble.hear(replace(one, weight=weights[one.site], histogram_C=histogram_C))
+
+    return hear
 
 
 def watched(state: State, record: Record, teacher: Teacher, config: RunConfig) -> State:

@@ -5,7 +5,7 @@ Everything goes through Flower's `Grid`; every wait has a timeout.
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from flwr.app import Message
@@ -14,9 +14,13 @@ from flwr.serverapp import Grid
 from common.envelope import DELIVER, LEARN, seal
 from common.messages import NO_HEAD, Answer, Receipt, Task
 from server.admission import Admitted, Member, NotAdmitted, admit, answer_in
+from server.aggregation import Contribution
 
 LONGEST_PAUSE = 0.5
 """Seconds between two looks for replies, at most."""
+
+PULLED_AT_ONCE = 32
+"""Replies that are in memory at the same time, at most."""
 
 PATIENCE = 30.0
 """Seconds to wait for nodes that have not connected yet."""
@@ -28,6 +32,7 @@ def ask_round(
     members: Mapping[str, Member],
     heads: Mapping[str, bytes],
     timeout: float,
+    hear: Callable[[Contribution], None],
 ) -> Admitted:
     """Send sites their tasks of one round and admit what comes back in time.
 
@@ -37,18 +42,21 @@ def ask_round(
         members: Where the sites are.
         heads: Head of each site's ledger, which its task brings back.
         timeout: Seconds for all answers.
+        hear: Takes each contribution as it comes.
     """
     asked = {
         members[site].node_id: replace(task, head=heads.get(site, NO_HEAD)) for site, task in tasks.items()
     }
     by_node = {members[site].node_id: members[site] for site in tasks}
     round_number = next((task.round for task in tasks.values()), 0)
-    node_of = send(grid, {node: task.encode() for node, task in asked.items()}, LEARN, round_number)
-    replies = _collect(grid, node_of, timeout)
+    node_of: dict[str, int] = {}
+    for node, task in asked.items():  # one body at a time: together they would fill the memory
+        node_of |= send(grid, {node: task.encode()}, LEARN, round_number)
     admitted = admit(
-        replies,
+        _collect(grid, node_of, timeout),
         {message_id: asked[node] for message_id, node in node_of.items()},
         {message_id: by_node[node] for message_id, node in node_of.items()},
+        hear,
     )
     gone = {by_node[node].site: "its node is gone" for node in by_node.keys() - node_of.values()}
     return replace(admitted, left_out={**admitted.left_out, **gone})
@@ -102,23 +110,20 @@ def in_words(answer: Answer | str) -> str:
     return answer if isinstance(answer, str) else "an answer about something else"
 
 
-def _collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> list[Message]:
-    """Pull replies until all are in or time is up; with no time, what is there."""
-    waiting, replies = dict.fromkeys(message_ids), list[Message]()
+def _collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> Iterator[Message]:
+    """Pull replies, a few at a time, until all are in or time is up; with no time, what is there."""
+    waiting = dict.fromkeys(message_ids)
     deadline = time.monotonic() + timeout
     pause = 0.001  # Flower's own loop sleeps for three seconds between looks
     while waiting:
-        arrived = [
-            reply
-            for reply in grid.pull_messages(list(waiting))
-            if reply.metadata.reply_to_message_id in waiting
-        ]
-        replies += arrived
-        for reply in arrived:
-            waiting.pop(reply.metadata.reply_to_message_id, None)
+        asked, before = list(waiting), len(waiting)
+        for start in range(0, len(asked), PULLED_AT_ONCE):
+            for reply in grid.pull_messages(asked[start : start + PULLED_AT_ONCE]):
+                if reply.metadata.reply_to_message_id in waiting:
+                    del waiting[reply.metadata.reply_to_message_id]
+                    yield reply
         if time.monotonic() >= deadline:
             break
-        if waiting and not arrived:
+        if len(waiting) == before:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-    return replies

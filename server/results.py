@@ -131,7 +131,7 @@ class Journal:
             metrics={name: scores[name] for name in REPORTED if name in scores},
             epsilon_spent=self._epsilon_spent(),
             hold_out_accuracy=dict(admitted.hold_out),
-            answered=tuple(one.site for one in admitted.contributions),
+            answered=admitted.answered,
             left_out=tuple(
                 LeftOut(site=site, reason=why) for site, why in {**absent, **admitted.left_out}.items()
             ),

@@ -16,6 +16,7 @@ from common.envelope import LEARN, seal
 from common.messages import Refusal, Release, Rule, Task
 from common.plan import Plan, plan_of
 from server.admission import Admitted, Member, admit
+from server.aggregation import Contribution
 
 CASES, CLASSES = 6, 3
 
@@ -70,16 +71,26 @@ def answer(member: Member, body: bytes) -> Message:
     return Message(seal(body), reply_to=question(member))
 
 
-def hold(asked: Task, *replies: Message, members: tuple[Member, ...] = (NORTH, SOUTH)) -> Admitted:
+def heard(
+    asked: Task, *replies: Message, members: tuple[Member, ...] = (NORTH, SOUTH)
+) -> tuple[Admitted, list[Contribution]]:
     by_id = {f"to {member.site}": member for member in members}
-    return admit(replies, dict.fromkeys(by_id, asked), by_id)
+    contributions: list[Contribution] = []
+    admitted = admit(replies, dict.fromkeys(by_id, asked), by_id, contributions.append)
+    assert sorted(one.site for one in contributions) == list(admitted.answered)
+    return admitted, contributions
+
+
+def hold(asked: Task, *replies: Message) -> Admitted:
+    return heard(asked, *replies)[0]
 
 
 def test_a_sound_release_is_a_contribution_with_the_sites_declared_size():
     asked = task()
     said = release(asked, seed=1)
-    admitted = hold(asked, answer(SOUTH, said.encode()), answer(NORTH, release(asked).encode()))
-    north, south = admitted.contributions
+    replies = (answer(SOUTH, said.encode()), answer(NORTH, release(asked).encode()))
+    admitted, (south, north) = heard(asked, *replies)
+    assert admitted.answered == ("north", "south")
     assert (north.site, south.site, south.weight) == ("north", "south", 300)
     np.testing.assert_allclose(south.logits_PC, replace(said, scale=float(np.float32(said.scale))).logits())
     assert admitted.heads["south"] == said.head
@@ -91,25 +102,29 @@ def test_who_does_not_answer_is_named():
     assert hold(task()).left_out == {"north": "no answer in time", "south": "no answer in time"}
 
 
-def test_two_answers_are_none_even_if_both_are_sound():
+def test_the_first_of_several_answers_stands():
     asked = task()
-    said = [answer(NORTH, release(asked, seed).encode()) for seed in (0, 1, 2)]
-    admitted = hold(asked, *said, answer(SOUTH, release(asked).encode()))
-    assert [one.site for one in admitted.contributions] == ["south"]
-    assert admitted.left_out == {"north": "answered twice"}
+    said = [release(asked, seed) for seed in (0, 1, 2)]
+    admitted, (north, _) = heard(
+        asked, *(answer(NORTH, one.encode()) for one in said), answer(SOUTH, said[0].encode())
+    )
+    assert admitted.answered == ("north", "south") and admitted.left_out == {}
+    np.testing.assert_allclose(north.logits_PC, said[0].logits(), rtol=1e-6)
+    refused, _ = heard(asked, answer(NORTH, Refusal(Rule.BUDGET).encode()), answer(NORTH, said[0].encode()))
+    assert refused.left_out["north"] == "refused: budget"
 
 
 def test_an_answer_to_something_else_is_nobodys():
     asked, stray = task(), Member(13, "stray", 1, plan())
     admitted = hold(asked, answer(stray, release(asked).encode()), answer(NORTH, release(asked).encode()))
-    assert [one.site for one in admitted.contributions] == ["north"]
+    assert admitted.answered == ("north",)
     assert admitted.left_out == {"south": "no answer in time"}
 
 
 def test_a_site_without_private_steps_is_idle_and_not_in_the_ensemble():
     asked = task()
     admitted = hold(asked, answer(NORTH, release(asked, steps=0).encode()))
-    assert admitted.idle == {"north"} and admitted.contributions == ()
+    assert admitted.idle == {"north"} and admitted.answered == ()
     assert "budget is spent" in admitted.left_out["north"]
     assert admitted.heads["north"] and admitted.payload_bytes["north"]
 
@@ -117,7 +132,7 @@ def test_a_site_without_private_steps_is_idle_and_not_in_the_ensemble():
 def test_what_was_bought_is_told_apart():
     asked = task(**{"aggregation.rule": "class-weighted", "num-rounds": 1, "privacy.hold-out-share": 0.1})
     admitted = hold(asked, answer(NORTH, release(asked, counts=(7, -1, 5, 30, 10)).encode()))
-    assert admitted.contributions[0].histogram_C == (7, -1, 5)
+    assert admitted.histograms == {"north": (7, -1, 5)}
     assert admitted.hold_out == {"north": 0.75}
     for counts in ((), (7, -1, 5)):
         refused = hold(asked, answer(NORTH, release(asked, counts=counts).encode()))
@@ -141,11 +156,12 @@ def test_mangled_bytes_cost_the_site_that_sent_them_and_nobody_else(data, body):
     for _ in range(data.draw(st.integers(1, 4))):
         if hostile:
             hostile[data.draw(st.integers(0, len(hostile) - 1))] = data.draw(st.integers(0, 255))
-    alone = hold(asked, answer(SOUTH, release(asked, 1).encode()), members=(SOUTH,))
-    admitted = hold(asked, answer(NORTH, bytes(hostile)), answer(SOUTH, release(asked, 1).encode()))
-    south = admitted.contributions[-1]
-    assert south.site == "south" and (south.logits_PC == alone.contributions[0].logits_PC).all()
-    if len(admitted.contributions) == 2:  # only what a site may say could be changed: payload, scale, head
-        assert np.isfinite(admitted.contributions[0].logits_PC).all()
+    _, (alone,) = heard(asked, answer(SOUTH, release(asked, 1).encode()), members=(SOUTH,))
+    replies = (answer(NORTH, bytes(hostile)), answer(SOUTH, release(asked, 1).encode()))
+    admitted, contributions = heard(asked, *replies)
+    south = contributions[-1]
+    assert south.site == "south" and (south.logits_PC == alone.logits_PC).all()
+    if len(contributions) == 2:  # only what a site may say could be changed: payload, scale, head
+        assert np.isfinite(contributions[0].logits_PC).all()
     else:
         assert admitted.left_out["north"]

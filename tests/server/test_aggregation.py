@@ -1,15 +1,24 @@
 """The ensemble against naive references, and what hostile sites can and can't do to it."""
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config import Aggregation
-from server.aggregation import RULES, Contribution, Moment, aggregate
+from server.aggregation import (
+    GRID,
+    RULES,
+    Contribution,
+    Moment,
+    OrderFreeSum,
+    aggregate,
+    open_ensemble,
+)
 from server.stacking import Jury
 
-MOMENT = Moment(Aggregation())
 ROBUST = ("median", "trimmed-mean", "geometric-median")
 
 
@@ -28,12 +37,16 @@ def ensembles(draw, fewest: int = 1, most: int = 7) -> list[Contribution]:
     ]
 
 
+def combine(rule: str, said: list[Contribution]) -> np.ndarray:
+    return aggregate(rule, said, Moment(Aggregation(), sum(one.weight for one in said)))
+
+
 def moment_of(ensemble: list[Contribution]) -> Moment:
     """A moment with a jury of five cases, who hear what is said of the cases in their own way."""
     cases, classes = ensemble[0].logits_PC.shape
     rng = np.random.default_rng(cases)
     jury = Jury(rng.normal(size=(5, cases)), rng.integers(0, classes, 5))
-    return Moment(Aggregation(), rng.normal(size=(cases, classes)), jury)
+    return Moment(Aggregation(), 5000.0, rng.normal(size=(cases, classes)), jury)
 
 
 def equally_weighted(ensemble: list[Contribution]) -> list[Contribution]:
@@ -56,7 +69,7 @@ def test_the_order_of_answers_does_not_matter_to_the_bit(rule, ensemble, seed):
 def test_mean_is_weighted_by_declared_sizes(ensemble):
     weights = np.array([one.weight for one in ensemble])
     naive = np.average([one.logits_PC for one in ensemble], axis=0, weights=weights)
-    np.testing.assert_allclose(aggregate("mean", ensemble, MOMENT), naive, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(combine("mean", ensemble), naive, rtol=1e-5, atol=1e-6)
 
 
 @given(ensemble=ensembles())
@@ -68,7 +81,7 @@ def test_class_weighted_asks_each_class_those_who_have_seen_it(ensemble):
     for k, one in enumerate(ensemble):
         exp = np.exp(one.logits_PC.astype(np.float64))
         naive += counts_KC[k] / counts_KC.sum(axis=0) * np.log(exp / exp.sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(aggregate("class-weighted", ensemble, MOMENT), naive, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(combine("class-weighted", ensemble), naive, rtol=1e-5, atol=1e-6)
 
 
 def test_a_forged_histogram_gives_no_more_say_than_the_declared_size():
@@ -76,7 +89,7 @@ def test_a_forged_histogram_gives_no_more_say_than_the_declared_size():
         Contribution(f"s{k}", 3 * np.eye(3, dtype=np.float32), 1000.0, (300, 300, 400)) for k in range(4)
     ]
     forged = Contribution("z", np.tile(np.float32([9, 0, 0]), (3, 1)), 50.0, (2**31 - 1,) * 3)
-    ensemble_PC = aggregate("class-weighted", [*honest, forged], MOMENT)
+    ensemble_PC = combine("class-weighted", [*honest, forged])
     assert (ensemble_PC.argmax(axis=1) == [0, 1, 2]).all()
 
 
@@ -84,7 +97,7 @@ def test_a_forged_histogram_gives_no_more_say_than_the_declared_size():
 def test_the_median_of_equal_sites_is_numpys_centred(ensemble):
     naive = np.median(stack(ensemble), axis=0)
     naive -= naive.mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(aggregate("median", equally_weighted(ensemble), MOMENT), naive, atol=1e-9)
+    np.testing.assert_allclose(combine("median", equally_weighted(ensemble)), naive, atol=1e-9)
 
 
 @given(ensemble=ensembles(most=4), seed=st.integers(0, 99))
@@ -95,9 +108,7 @@ def test_a_site_counts_in_the_median_as_often_as_its_declared_size(ensemble, see
     repeated = [
         Contribution(f"{one.site}-{i}", one.logits_PC, 1.0) for one, size in pairs for i in range(size)
     ]
-    np.testing.assert_allclose(
-        aggregate("median", weighted, MOMENT), aggregate("median", repeated, MOMENT), atol=1e-9
-    )
+    np.testing.assert_allclose(combine("median", weighted), combine("median", repeated), atol=1e-9)
 
 
 @given(ensemble=ensembles())
@@ -105,9 +116,7 @@ def test_the_trimmed_mean_of_equal_sites_cuts_its_share_at_each_end(ensemble):
     ordered, sites = np.sort(stack(ensemble), axis=0), len(ensemble)
     cut = min(-(-sites // 5), (sites - 1) // 2)
     naive = ordered[cut : sites - cut].mean(axis=0)
-    np.testing.assert_allclose(
-        aggregate("trimmed-mean", equally_weighted(ensemble), MOMENT), naive, atol=1e-9
-    )
+    np.testing.assert_allclose(combine("trimmed-mean", equally_weighted(ensemble)), naive, atol=1e-9)
 
 
 @given(ensemble=ensembles())
@@ -115,8 +124,8 @@ def test_the_geometric_median_has_the_least_sum_of_distances(ensemble):
     def distances(point_PC: np.ndarray) -> float:
         return sum(one.weight * float(np.linalg.norm(one.logits_PC - point_PC)) for one in ensemble)
 
-    found = distances(aggregate("geometric-median", ensemble, MOMENT))
-    candidates = [*stack(ensemble), aggregate("mean", ensemble, MOMENT)]
+    found = distances(combine("geometric-median", ensemble))
+    candidates = [*stack(ensemble), combine("mean", ensemble)]
     assert found <= min(map(distances, candidates)) * (1 + 1e-3) + 1e-3
 
 
@@ -126,7 +135,7 @@ def test_a_hostile_site_cannot_carry_a_value_beyond_the_honest_ones(rule, ensemb
     weight = 0.2 * sum(one.weight for one in ensemble)  # a sixth of all
     values_PC = np.zeros_like(ensemble[0].logits_PC)
     values_PC[:, 0] = size
-    shaken_PC = aggregate(rule, [*ensemble, Contribution("zz", values_PC, weight)], MOMENT)
+    shaken_PC = combine(rule, [*ensemble, Contribution("zz", values_PC, weight)])
     honest = stack(ensemble)
     lowest_PC, highest_PC = honest.min(axis=0), honest.max(axis=0)
     if rule == "median":  # its rows are centred again
@@ -140,9 +149,9 @@ def test_hostile_sites_carry_the_geometric_median_only_so_far(ensemble, share, s
     """With a share α of all weight: 2(1 − α)/(1 − 2α) radii of the honest sites from their centre."""
     weight = share / (1 - share) * sum(one.weight for one in ensemble)
     hostile = Contribution("zz", np.full_like(ensemble[0].logits_PC, size), weight)
-    centre_PC = aggregate("mean", ensemble, MOMENT)
+    centre_PC = combine("mean", ensemble)
     radius = max(float(np.linalg.norm(one - centre_PC)) for one in stack(ensemble))
-    shaken_PC = aggregate("geometric-median", [*ensemble, hostile], MOMENT)
+    shaken_PC = combine("geometric-median", [*ensemble, hostile])
     unfinished = 1e-3 * float(np.linalg.norm(hostile.logits_PC))
     moved = float(np.linalg.norm(shaken_PC - centre_PC))
     assert moved <= 2 * (1 - share) / (1 - 2 * share) * radius + unfinished
@@ -152,24 +161,62 @@ def test_hostile_sites_carry_the_geometric_median_only_so_far(ensemble, share, s
 @given(ensemble=ensembles(), scale=st.sampled_from([0.125, 2.0, 64.0]))
 def test_rules_follow_the_scale(rule, ensemble, scale):
     larger = [Contribution(one.site, np.float32(scale) * one.logits_PC, one.weight) for one in ensemble]
-    expected_PC = scale * aggregate(rule, ensemble, MOMENT)
-    np.testing.assert_allclose(aggregate(rule, larger, MOMENT), expected_PC, rtol=1e-6, atol=1e-6 * scale)
+    expected_PC = scale * combine(rule, ensemble)
+    np.testing.assert_allclose(combine(rule, larger), expected_PC, rtol=1e-6, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("rule", ROBUST)
 def test_pieces_make_the_same_as_the_whole(rule, monkeypatch):
     rng = np.random.default_rng(3)
     said = [Contribution(f"s{k}", rng.normal(size=(50, 3)).astype(np.float32), 1.0 + k) for k in range(5)]
-    whole_PC = aggregate(rule, said, MOMENT)
+    whole_PC = combine(rule, said)
     monkeypatch.setattr("server.robust_rules.PIECE_BYTES", 8 * 3 * 5 * 7)  # seven cases at a time
-    np.testing.assert_allclose(aggregate(rule, said, MOMENT), whole_PC, atol=1e-9)
+    np.testing.assert_allclose(combine(rule, said), whole_PC, atol=1e-9)
+
+
+@given(ensemble=ensembles(), seed=st.integers(0, 1000))
+def test_an_order_free_sum_is_exact_on_its_grid(ensemble, seed):
+    factors = np.random.default_rng(seed).random(len(ensemble)) / len(ensemble)
+    terms = [(float(factor), one.logits_PC) for factor, one in zip(factors, ensemble, strict=True)]
+    total = OrderFreeSum()
+    for factor, values in terms:
+        total.add(factor, values)
+    naive = sum(np.multiply(values, factor).astype(np.float64) for factor, values in terms)
+    assert np.abs(total.total - naive).max() <= len(terms) * GRID / 2 + 1e-15
+    steps = total.total / GRID
+    assert (steps == np.rint(steps)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_does_not_matter_for_values_of_any_size(seed):
+    rng = np.random.default_rng(seed)
+    signs = rng.choice([-1, 1], (50, 20, 3))
+    said = (signs * 10.0 ** rng.uniform(-9, 7, signs.shape)).astype(np.float32)
+    one, other = OrderFreeSum(), OrderFreeSum()
+    for values in said:
+        one.add(1 / 50, values)
+    for k in rng.permutation(50):
+        other.add(1 / 50, said[k])
+    assert (one.total == other.total).all()
+
+
+@pytest.mark.parametrize("rule", ["mean", "class-weighted"])
+def test_a_stream_holds_no_release(rule):
+    stream = open_ensemble(rule, Moment(Aggregation(), 2.0))
+    values_PC = np.zeros((4, 2), np.float32)
+    kept = weakref.ref(values_PC)
+    stream.hear(Contribution("s", values_PC, 1.0))
+    del values_PC
+    assert kept() is None
+    assert stream.combined().shape == (4, 2)
 
 
 def test_stacking_without_a_jury_is_refused():
     with pytest.raises(ValueError, match="needs a jury"):
-        aggregate("stacking", [Contribution("s", np.zeros((1, 2), np.float32), 1.0)], MOMENT)
+        combine("stacking", [Contribution("s", np.zeros((1, 2), np.float32), 1.0)])
 
 
-def test_an_empty_ensemble_is_refused():
+@pytest.mark.parametrize("rule", RULES)
+def test_an_empty_ensemble_is_refused(rule):
     with pytest.raises(ValueError, match="at least one"):
-        aggregate("mean", [], MOMENT)
+        aggregate(rule, [], Moment(Aggregation(), 1.0))

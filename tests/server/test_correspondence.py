@@ -53,7 +53,7 @@ def test_a_node_that_is_gone_is_left_out_by_name():
     members = {"here": Member(FIRST_NODE_ID, "here", 1, plan), "gone": Member(99, "gone", 1, plan)}
 
     def body(grid: Grid) -> None:
-        admitted = ask_round(grid, dict.fromkeys(members, task()), members, {}, 5.0)
+        admitted = ask_round(grid, dict.fromkeys(members, task()), members, {}, 5.0, [].append)
         assert admitted.left_out == {
             "gone": "its node is gone",
             "here": "an answer of another kind than a release",
@@ -74,7 +74,7 @@ def test_each_site_gets_its_own_ledger_head_back():
     members = {f"site-{k}": Member(FIRST_NODE_ID + k, f"site-{k}", 1, task().plan) for k in range(2)}
 
     def body(grid: Grid) -> None:
-        ask_round(grid, dict.fromkeys(members, task()), members, {"site-1": bytes([7]) * 32}, 5.0)
+        ask_round(grid, dict.fromkeys(members, task()), members, {"site-1": bytes([7]) * 32}, 5.0, [].append)
 
     with_grid(body, Reading())
     assert seen[0].head == bytes(32) and seen[1].head == bytes([7]) * 32

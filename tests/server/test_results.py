@@ -12,7 +12,6 @@ from common.rounding import at_most
 from common.runs import RunFolder
 from common.summary import Results, Round, read, statistic
 from server.admission import Admitted
-from server.aggregation import Contribution
 from server.results import ROUNDS, Journal, Record, in_words, metrics_of
 
 SIZES = {"east": 200, "north": 300, "west": 400}
@@ -29,10 +28,9 @@ def public():
 def admitted(
     answered: str = "", idle: str = "", sizes: dict[str, int] | None = None, **left_out: str
 ) -> Admitted:
-    contributions = tuple(Contribution(name, None, 1.0) for name in answered.split())
     sizes = sizes or dict.fromkeys(answered.split(), 489)
     wire = {name: size + 150 for name, size in sizes.items()}
-    return Admitted(contributions, left_out, frozenset(idle.split()), {}, {}, sizes, wire)
+    return Admitted(tuple(answered.split()), left_out, frozenset(idle.split()), {}, {}, {}, sizes, wire)
 
 
 @pytest.fixture
