@@ -34,7 +34,7 @@ class AskedPlans:
         """Keep a plan for a person to look at, if there aren't too many."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{plan.digest().hex()}.json"
-        if not path.exists() and len(list(self.folder.iterdir())) < MOST_ASKED:
+        if not path.exists() and self.waiting() < MOST_ASKED:
             path.write_bytes(plan.canonical())
 
     def all(self) -> list[Plan]:
@@ -46,6 +46,10 @@ class AskedPlans:
             except ValidationError:
                 path.unlink()
         return plans
+
+    def waiting(self) -> int:
+        """How many plans are kept."""
+        return len(list(self.folder.glob("*.json")))
 
     def drop(self, plan: Plan) -> None:
         """Forget a plan that was approved or turned down."""

@@ -168,6 +168,8 @@ class ServedPolicy(SitePolicy):
     """File of the site's secret key, which seals the ledger and assigns the hold-out."""
     anchor: str
     """File of the ledger's last seal. Put it where a restored backup of `state` doesn't reach."""
+    metrics: str = ""
+    """File for a Prometheus textfile collector (`client.site_metrics`); empty: `metrics.prom` in `state`."""
     replies: RepliesPolicy
     service: ServicePolicy
 
@@ -187,6 +189,7 @@ class ServedPolicy(SitePolicy):
                 "state": place(self.state),
                 "key": place(self.key),
                 "anchor": place(self.anchor),
+                "metrics": place(self.metrics),
                 "data": self.data.model_copy(update={"description": place(self.data.description)}),
                 "service": service.model_copy(update=moved),
             }

@@ -6,6 +6,7 @@ Everything lies in the policy's `state` folder, which one custodian at a time ma
     proxies/             public sets, each under its digest
     asked/               plans that wait for a person (`client.approval`)
     releases.jsonl       what was sent, and when (`client.release_log`)
+    metrics.prom         what may be watched while a custodian serves (`client.site_metrics`)
     student.safetensors  the last run's final student
 """
 

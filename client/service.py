@@ -39,6 +39,7 @@ from client.policy import ServicePolicy, require_secret
 from client.quote import quote
 from client.schedule import departure
 from client.served import ServedSite
+from client.site_metrics import metrics_kept
 from common.errors import UserError
 from common.logs import about
 from common.messages import Refusal, Release, Rule, Task, decode_answer
@@ -85,9 +86,9 @@ class Room:
                 self._visitors -= 1
 
     @property
-    def busy(self) -> bool:
-        """Whether anybody is inside or waits."""
-        return self._visitors > 0
+    def visitors(self) -> int:
+        """How many are inside or wait."""
+        return self._visitors
 
 
 class Desk(CustodianServicer):
@@ -126,9 +127,9 @@ class Desk(CustodianServicer):
         self._closing.set()
 
     @property
-    def busy(self) -> bool:
-        """Whether a call is still being worked on."""
-        return self._lessons.busy or self._quotes.busy
+    def queue(self) -> int:
+        """Calls that are worked on or wait."""
+        return self._lessons.visitors + self._quotes.visitors
 
     def _in_turn(self, ask: Callable[[bytes], bytes], request: Body, context: grpc.ServicerContext) -> Body:
         answer = partial(self._guarded, ask, request.body, context, UNAVAILABLE)
@@ -233,12 +234,13 @@ def serve(site: ServedSite) -> None:
     _listen(server, service)
     server.start()
     log.info("%s listens at %s", site.policy.site, service.listen)
-    signal.sigwait(STOPS)
+    with metrics_kept(site, lambda: desk.queue):
+        signal.sigwait(STOPS)
     desk.close()
     health.enter_graceful_shutdown()
     server.stop(GRACE).wait()
     Path(service.listen.removeprefix("unix:")).unlink(missing_ok=True)
-    if desk.busy:
+    if desk.queue:
         log.warning("a task was still running; it is charged, and will start anew when it is asked again")
         os._exit(0)  # its thread can't be ended, and the ledger is safe at every moment
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 site = typer.Typer(
     help="A hospital's own side: found, check, serve a site; read its books. Exit codes: 0 all is well, 1 a "
-    "check failed, the ledger can't be trusted or a plan wasn't approved, 2 something for you to put right.",
+    "check failed, nobody serves, the ledger can't be trusted or a plan wasn't approved, 2 something for you "
+    "to put right.",
     no_args_is_help=True,
 )
 screen = Console(soft_wrap=True, highlight=False)
@@ -179,6 +180,25 @@ def serve(
     log_to_stderr(form, site=read.site, quote=False)
     with open_site(read) as opened:
         run(opened)
+
+
+@site.command()
+def status(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> None:
+    """Show the site at one look: caps, budget, last release, queue. It only reads.
+
+    Exit code 1 if no custodian serves, or the ledger can't be trusted.
+    """
+    from client.policy import read_policy
+    from client.status import status_of
+
+    with Console(stderr=True).status("checking every entry of the ledger"):
+        found = status_of(read_policy(policy))
+    if as_json:
+        _write_json(found.as_json())
+    else:
+        screen.print(found.table())
+    if not found.well:
+        raise typer.Exit(1)
 
 
 @site.command()

@@ -132,8 +132,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from None
 
 
-def write_whole(path: Path, body: bytes) -> None:
+def write_whole(path: Path, body: bytes, mode: int = 0o666) -> None:
     """Write a file whole or not at all: beside its place first, then moved there in one step.
+
+    Args:
+        path: The file.
+        body: What it is to hold.
+        mode: Its permissions, less what the process's umask takes away.
 
     Raises:
         UserError: if it can't be written (no such folder, no permission, disk full); what was there stays.
@@ -141,7 +146,7 @@ def write_whole(path: Path, body: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         try:
-            with partial.open("wb") as file:
+            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
