@@ -10,29 +10,41 @@ from `PrivacyEngine.make_private`:
   drawn afresh;
 - a per-example gradient that is not finite counts as zero *before* the sum, so that one broken record can't
   make itself seen;
+- clipped gradients are added up by `client.bookkeeping` where it knows the model, else from Opacus's hooks;
 - noise comes from `client.noise`.
 
 Neighbouring relation: add or remove one unit. The sum changes by at most C in 2-norm. Full batch (q = 1) is
 Poisson sampling at rate 1.
 """
 
+import logging
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from client.bookkeeping import (
+    BookKeeping,
+    Loss,
+    NotKnown,
+    added,
+    clip_factors,
+    require_agreement,
+    squared_norms,
+)
 from client.noise import PrivateRandomness
 
 MICRO_BATCH = 1024
 """Examples whose gradients are held in memory at once; it changes no result beyond rounding."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,8 +102,8 @@ class Units:
         return self.order_N[start + randomness.choice(count)] if len(count) else np.empty(0, dtype=np.int64)
 
 
-class SiteOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus's optimizer with noise from the site's own stream and broken gradients counted as zero."""
+class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Opacus's optimizer for gradients that were clipped already, with noise from the site's own stream."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, settings: StepSettings, randomness: PrivateRandomness
@@ -106,27 +118,12 @@ class SiteOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self.randomness = randomness
-        self.examples = 0
+        self.clipped_sums: list[Tensor] = []
 
-    def clip_and_accumulate(self) -> None:
-        """Zero the examples with a non-finite gradient anywhere, then clip and sum.
-
-        Raises:
-            RuntimeError: if there isn't one gradient for each of `examples`: then clipping would bound
-                something else than an example.
-        """
-        finite_B: Tensor | None = None
-        for gradient in self.grad_samples:
-            if len(gradient) != self.examples:
-                raise RuntimeError(f"{len(gradient)} gradients for {self.examples} examples")
-            finite = torch.isfinite(gradient.flatten(1)).all(dim=1)
-            finite_B = finite if finite_B is None else finite_B & finite
-        if finite_B is not None and not bool(finite_B.all()):
-            for parameter in self.params:
-                # masked_fill, not a product: 0 · inf is not zero.
-                broken = ~finite_B.reshape(-1, *[1] * (parameter.grad_sample.dim() - 1))
-                parameter.grad_sample = parameter.grad_sample.masked_fill(broken, 0.0)
-        super().clip_and_accumulate()
+    def accumulate(self) -> None:
+        """Take over the step's clipped sums."""
+        for parameter, clipped_sum in zip(self.params, self.clipped_sums, strict=True):
+            parameter.summed_grad = clipped_sum
 
     def add_noise(self) -> None:
         """Add σ·C times hardened Gaussians to the clipped sum."""
@@ -135,6 +132,82 @@ class SiteOptimizer(DPOptimizer):  # type: ignore[misc]
             # Added in float64 and rounded once: a float32 sum would keep its lattice under any noise.
             noised = parameter.summed_grad.double().reshape(-1) + torch.from_numpy(draws)
             parameter.grad = noised.reshape(parameter.shape).to(parameter.dtype)
+
+
+class OpacusHooks:
+    """Adds up clipped gradients of any model that Opacus can wrap, from per-example gradients of its hooks.
+
+    It does what `client.bookkeeping.BookKeeping` does, for every layer that this doesn't know.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, clipping_norm: float) -> None:
+        """Wrap the model until `close`."""
+        # torch warns that the features, which are data, need no gradient.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+        self._wrapped = GradSampleModule(model, loss_reduction="mean")
+        # Any: Opacus hangs its results on the parameters.
+        self._parameters: list[Any] = [one for one in model.parameters() if one.requires_grad]
+        self._loss, self._clipping_norm = loss, clipping_norm
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        self._wrapped.remove_hooks()
+
+    def __call__(self, phi_B: Tensor, y_B: Tensor) -> list[Tensor]:
+        """Return Σ_i f_i g_i; an example whose gradient is not finite anywhere counts as zero.
+
+        Raises:
+            RuntimeError: if there isn't one gradient for each example: then clipping would bound something
+                else than an example.
+        """
+        self._loss(self._wrapped(phi_B), y_B).backward()
+        gradients = [parameter.grad_sample for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = parameter.grad_sample = None
+        for gradient in gradients:
+            if gradient is None or len(gradient) != len(y_B):
+                found = 0 if gradient is None else len(gradient)
+                raise RuntimeError(f"{found} gradients for {len(y_B)} examples")
+        squared_B = torch.stack([squared_norms(gradient) for gradient in gradients]).sum(dim=0)
+        finite_B = squared_B.isfinite()
+        if not bool(finite_B.all()):
+            # Left out, not multiplied: 0 · inf is not zero.
+            gradients, squared_B = [gradient[finite_B] for gradient in gradients], squared_B[finite_B]
+        factor_B = clip_factors(squared_B, self._clipping_norm)
+        return [torch.einsum("i,i...", factor_B.to(gradient.dtype), gradient) for gradient in gradients]
+
+
+class Clipping:
+    """Adds up clipped gradients by book-keeping, or by Opacus as soon as the model asks for it."""
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, clipping_norm: float, case_shape: tuple[int, ...]
+    ) -> None:
+        """Choose for a model in training mode."""
+        self._opacus = partial(OpacusHooks, model, loss, clipping_norm)
+        self._engine: BookKeeping | OpacusHooks
+        try:
+            require_agreement(model, case_shape)
+            self._engine = BookKeeping(model, loss, clipping_norm)
+        except NotKnown as reason:
+            self._turn_to_opacus(reason)
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        self._engine.close()
+
+    def __call__(self, phi_B: Tensor, y_B: Tensor) -> list[Tensor]:
+        """Return Σ_i f_i g_i for the trained parameters in the model's order."""
+        try:
+            return self._engine(phi_B, y_B)
+        except NotKnown as reason:
+            self._engine.close()
+            self._turn_to_opacus(reason)
+            return self._engine(phi_B, y_B)
+
+    def _turn_to_opacus(self, reason: NotKnown) -> None:
+        log.info("per-example gradients by Opacus: %s", reason)
+        self._engine = self._opacus()
 
 
 def private_steps(
@@ -155,27 +228,22 @@ def private_steps(
         loss: Per-example loss, reduced by mean: `(logits_BC, y_B) -> scalar`.
         randomness: The site's private stream.
     """
-    trained = GradSampleModule(head, loss_reduction="mean")
-    trained.train()
+    head.train()
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     plain = torch.optim.SGD(parameters, lr=settings.step_size, momentum=settings.momentum)
     optimizer = SiteOptimizer(plain, settings, randomness)
+    clipping = Clipping(head, loss, settings.clipping_norm, units.phi_ND.shape[1:])
     try:
-        # torch warns that the features, which are data, need no gradient.
-        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
         for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            batch = units.sample(randomness, settings.sample_rate)
+            batch = torch.from_numpy(units.sample(randomness, settings.sample_rate))
             # An empty draw still takes its noisy step: skipping it would show that nobody was sampled.
-            pieces = np.array_split(batch, max(1, -(-len(batch) // MICRO_BATCH)))
-            for piece in pieces:
-                index = torch.from_numpy(piece)
-                loss(trained(units.phi_ND[index]), units.y_N[index]).backward()
-                optimizer.examples = len(piece)
-                optimizer.signal_skip_step(piece is not pieces[-1])
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            pieces = batch.tensor_split(max(1, -(-len(batch) // MICRO_BATCH)))
+            optimizer.clipped_sums = added(
+                clipping(units.phi_ND[piece], units.y_N[piece]) for piece in pieces
+            )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     finally:
-        trained.remove_hooks()
+        clipping.close()
         for parameter in parameters:
             parameter.grad = None

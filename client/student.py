@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.bookkeeping import Loss
 from client.egress import Opinion
 from client.noise import PrivateRandomness
 from client.private_data import PrivateRecords
-from client.private_step import Loss, StepSettings, private_steps
+from client.private_step import StepSettings, private_steps
 from common import seeds
 from common.architectures import Architecture
 from common.codec import centred

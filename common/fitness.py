@@ -43,7 +43,7 @@ def require_cases_apart(model: nn.Module, case_shape: tuple[int, ...]) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tried = _shaken(model)
+        tried = shaken(model)
         x_B, others_B = torch.randn(2, CASES, *case_shape)
         try:
             wrong = next(_complaints(tried, x_B, others_B), "")
@@ -82,15 +82,16 @@ def require_frozen_apart(trunk: nn.Module, case_shape: tuple[int, ...]) -> None:
         raise UserError(f"nothing can be trained in private above {type(trunk).__name__}: {wrong}")
 
 
-def _shaken(model: nn.Module) -> nn.Module:
-    shaken = copy.deepcopy(model).train()
+def shaken(model: nn.Module) -> nn.Module:
+    """Return a copy in training mode with weights that are nowhere zero, and without dropout."""
+    tried = copy.deepcopy(model).train()
     with torch.no_grad():
-        for weight in shaken.parameters():
+        for weight in tried.parameters():
             weight.add_(SHAKE * torch.randn_like(weight))
-    for layer in shaken.modules():
+    for layer in tried.modules():
         if isinstance(layer, _DropoutNd):
             layer.p = 0.0
-    return shaken
+    return tried
 
 
 def _complaints(model: nn.Module, x_B: Tensor, others_B: Tensor) -> Iterator[str]:

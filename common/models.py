@@ -315,8 +315,8 @@ def private_ready(model: nn.Module, case_shape: CaseShape) -> nn.Module:
 
     Batch normalisation becomes group normalisation and forgets its running statistics. Opacus would do that
     too, but it overlooks subclasses and layers without weights of their own, which mix a batch just the
-    same. What else mixes cases or remembers them is refused, by its layers and then by a trial
-    (`common.fitness`).
+    same. Layers that change their input in place do so no longer. What else mixes cases or remembers them is
+    refused, by its layers and then by a trial (`common.fitness`).
 
     Args:
         model: Any model; it is left as it is.
@@ -334,6 +334,9 @@ def private_ready(model: nn.Module, case_shape: CaseShape) -> nn.Module:
         groups = 1 if isinstance(layer, nn.BatchNorm1d) else math.gcd(32, channels)
         fit = _replaced(fit, name, nn.GroupNorm(groups, channels, affine=layer.affine))
         log.info("layer %s: GroupNorm takes the place of %s for private training", name, type(layer).__name__)
+    for part in fit.modules():
+        if "inplace" in vars(part):
+            vars(part)["inplace"] = False  # it computes the same, and Opacus's hooks refuse changes in place
     for name, layer in fit.named_modules():
         complaints = ModuleValidator.VALIDATORS.get(type(layer), lambda _: [])(layer)
         trained = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))

@@ -189,6 +189,14 @@ def test_batch_normalisation_is_replaced(norm, weights):
     assert model[1][0] is norm  # the model itself is left as it was
 
 
+def test_layers_that_change_their_input_in_place_may_stay():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2))
+    fit = private_ready(model, (4,))
+    x = torch.randn(3, 4)
+    assert torch.equal(fit(x), model(x))
+    assert not fit[1].inplace and model[1].inplace
+
+
 def test_what_remembers_its_batches_is_refused_by_name():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True))
     with pytest.raises(UserError, match=r"layer 1 \(InstanceNorm2d\) can't be trained in private"):
