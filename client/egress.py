@@ -2,7 +2,7 @@
 
 `release` builds the one thing that may leave after a task and `inspect` reads the finished bytes back as a
 stranger would, so that a fault anywhere in the lesson cannot put anything else on the wire. Whatever
-happened, the result has the fields, the types and the exact length that the task calls for.
+happened, the result has the fields and the types that the task calls for, and no byte beside them.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,8 @@ class Opinion:
     Attributes:
         logits_PC: What the release carries: the student's logits on the task's cases, or their movement.
         bought: The noisy counts of the statistics that the plan buys in this round, by name.
-        state: The student's weights after the lesson, themselves differentially private.
+        state: The student after the lesson, itself differentially private: its weights, and what the codec
+            cut off.
     """
 
     logits_PC: NDArray[np.float32]

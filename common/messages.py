@@ -12,7 +12,8 @@ Six bodies travel, each inside one Flower message in an envelope with no other f
 | `Receipt` | site | digest of what was received (a proxy, a final student) |
 
 The proxy and the final student travel as their own files' bytes. A `Release` has a header of fixed length
-and a payload whose length follows from the task, so the size of an answer says nothing about the site.
+and a payload whose length follows from the task and, where it is entropy-coded, from the logits that it
+holds: the size of an answer says nothing that the answer doesn't.
 Decoders treat what they read as hostile: bounded sizes, exact lengths, known codes, finite numbers; they
 raise `MessageError` and nothing else.
 """
@@ -30,12 +31,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.codec import BY_NUMBER, CODECS, CodecError
+from common.entropy import MOST_SYMBOLS
 
 if TYPE_CHECKING:  # whoever reads answers only, as a courier does, starts faster without
     from common.plan import Plan
 
 MOST_CASES = 1_000_000
-MOST_VALUES = 50_000_000
+MOST_VALUES = MOST_SYMBOLS
 """Bounds on cases and on cases × classes of one message: hostile sizes are refused before memory is taken."""
 
 NO_HEAD = bytes(32)
@@ -265,12 +267,11 @@ class Release:
         )
         _expect(magic == b"GRR1" and codec in BY_NUMBER, "not a release")
         _expect(1 <= cases <= MOST_CASES and cases * classes <= MOST_VALUES, "too many cases")
+        _expect(classes >= 2, "too few classes")
         _expect(bought <= classes + 2, "more counts than a plan can buy")
         payload_start = _RELEASE.size + 4 * bought
-        _expect(
-            len(body) == payload_start + cases * classes * BY_NUMBER[codec].itemsize,
-            "a length that does not fit",
-        )
+        longest = BY_NUMBER[codec].longest(cases, classes)
+        _expect(payload_start <= len(body) <= payload_start + longest, "a length that does not fit")
         counts = struct.unpack_from(f"<{bought}i", body, _RELEASE.size)
         return cls(
             task_digest=task,

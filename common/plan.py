@@ -90,7 +90,7 @@ class Plan(BaseModel):
     unit: Literal["record", "patient"]
     histogram_share: Fraction
     hold_out_share: Fraction
-    codec: Literal["int8", "fp16", "fp32"]
+    codec: Literal["int8", "int4", "int2", "int1", "fp16", "fp32"]
     student: Student
     students: Literal["same", "mixed"]
     proxy_digest: Hex256

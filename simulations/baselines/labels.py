@@ -1,18 +1,18 @@
 """Baselines that send what models think of public cases: FedMD and DS-FL.
 
 Every round the server sends a consensus on the run's proxy cases; each site fits it, takes private steps,
-and returns its opinion on the same cases, quantised by the run's codec as the federation's are. Opinions are
-weighted by declared sizes.
+and returns its opinion on the same cases. Both travel in the run's codec, as the federation's opinions do.
+Opinions are weighted by declared sizes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.noise import PrivateRandomness
-from common.codec import CODECS
+from common.codec import CODECS, Codec
 from common.config import RunConfig
 from common.losses import soft_labels
 from simulations.baselines.bench import Bench, Outcome, plan_alone, take_steps
@@ -31,6 +31,20 @@ class Exchange:
 
     speak: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     agree: Callable[[Floats, RunConfig], Floats]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What travels one way, and how long each message was in bytes."""
+
+    codec: Codec
+    lengths: list[int] = field(default_factory=list)
+
+    def carry(self, logits_PC: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what arrives."""
+        scale, payload = self.codec.encode(logits_PC)
+        self.lengths.append(len(payload))
+        return self.codec.decode(payload, scale, *logits_PC.shape)
 
 
 def fedmd(config: RunConfig, bench: Bench) -> Outcome:
@@ -60,18 +74,18 @@ def _exchange_labels(config: RunConfig, bench: Bench, method: Exchange) -> Outco
     # A site's own weights, which for a model that isn't linear go on from round to round.
     states = {party.name: student.learner.state() for party in bench.parties}
     consensus_PC = student.logits().astype(np.float64)
-    cases, classes = consensus_PC.shape
-    codec, payload = CODECS[config.codec], b""
+    up, down = Wire(CODECS[config.codec]), Wire(CODECS[config.codec])
     for round_number in range(1, plan.rounds + 1):
-        mean_PC = np.zeros((cases, classes))
+        heard_PC = down.carry(consensus_PC.astype(np.float32)).astype(np.float64)
+        mean_PC = np.zeros(consensus_PC.shape)
         for party in bench.parties:
             student.learner.restore(states[party.name])
-            student.learn(consensus_PC)
+            student.learn(heard_PC)
             randomness = PrivateRandomness.seeded("labels", config.seed, party.name, round_number)
             take_steps(student.learner.model, party, plan, plan.steps_per_round, randomness)
             states[party.name] = student.learner.state()
-            scale, payload = codec.encode(method.speak(student.logits()))
-            mean_PC += bench.weights[party.name] * codec.decode(payload, scale, cases, classes)
+            mean_PC += bench.weights[party.name] * up.carry(method.speak(student.logits()))
         consensus_PC = method.agree(mean_PC, config)
     student.learn(consensus_PC)
-    return Outcome(student.test_scores(), plan.guarantee(), plan.rounds, len(payload), len(payload))
+    mean_up, mean_down = float(np.mean(up.lengths)), float(np.mean(down.lengths))
+    return Outcome(student.test_scores(), plan.guarantee(), plan.rounds, mean_up, mean_down)

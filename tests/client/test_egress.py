@@ -1,4 +1,4 @@
-"""The gate: what comes out fits the task to the byte, whatever a lesson left behind."""
+"""The gate: what comes out fits the task, and nothing beside it, whatever a lesson left behind."""
 
 from dataclasses import replace
 
@@ -53,9 +53,12 @@ def test_whatever_a_lesson_leaves_a_fitting_release_comes_out(
     said = opinion(logits, label_histogram=histogram, hold_out_accuracy=accuracy)
     taken = asked.plan.steps_per_round if steps else 0
     body = release(asked, said, steps=taken, head=bytes(32))
-    assert len(body) == len(release(asked, opinion(), steps=0, head=bytes([9]) * 32))
     read = Release.decode(body)
-    assert np.isfinite(read.logits()).all() and np.abs(read.logits()).max() <= LARGEST_LOGIT * 1.01
+    other = Release.decode(release(asked, opinion(), steps=0, head=bytes([9]) * 32))
+    assert len(body) - len(read.payload) == len(other.encode()) - len(other.payload)
+    assert len(read.payload) <= CODECS[codec].longest(CASES, CLASSES)
+    assert np.isfinite(read.logits()).all()
+    assert np.linalg.norm(read.logits(), axis=1).max() <= LARGEST_LOGIT * CLASSES**0.5 * 1.01
     assert read.task_digest == asked.digest() and read.steps == taken
 
 

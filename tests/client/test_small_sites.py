@@ -1,4 +1,8 @@
-"""Small sites: one with n patients and the same with n − 1 differ in nothing but noisy logits."""
+"""Small sites: one with n patients and the same with n − 1 differ in nothing but noisy logits.
+
+The length of a payload follows from the logits in it. Nothing else of a message may differ, its length
+included.
+"""
 
 import time
 from dataclasses import replace
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 
 from client.quote import quote
+from common.codec import CODECS
 from common.messages import Offer, Release, Rule, decode_answer
 
 OPAQUE = {"scale": 1.0, "payload": b"", "head": bytes(32), "counts": ()}
@@ -14,7 +19,7 @@ OPAQUE = {"scale": 1.0, "payload": b"", "head": bytes(32), "counts": ()}
 
 
 def conversation(hospital, site, **plan_changes) -> list[object]:
-    """Everything a coordinator can get to hear, with the noisy parts taken out but for their lengths."""
+    """Everything a coordinator can get to hear, with the noisy parts taken out."""
     custodian, plan = site.custodian, hospital.plan(**plan_changes)
     heard: list[object] = [
         decode_answer(custodian.offer(Offer(hospital.proxy.digest).encode())),
@@ -25,7 +30,10 @@ def conversation(hospital, site, **plan_changes) -> list[object]:
         body = custodian.learn(hospital.task(round_number, plan).encode())
         release = decode_answer(body)
         assert isinstance(release, Release)
-        heard += [replace(release, **OPAQUE), len(body), len(release.counts), release.payload != bytes(48)]
+        heard += [replace(release, **OPAQUE), len(body) - len(release.payload), len(release.counts)]
+        # What the payload's length could tell is in its logits already: it is written from them alone.
+        _, again = CODECS[plan.codec].encode(release.logits())
+        heard += [len(release.payload) - len(again), bool(release.logits().any())]
     for task in (
         hospital.task(1, plan, seed=9),
         hospital.task(2, hospital.plan(rounds=9)),
@@ -40,7 +48,12 @@ def conversation(hospital, site, **plan_changes) -> list[object]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sample_rate": 0.3, "steps_per_round": 2}, {"histogram_share": 0.3, "hold_out_share": 0.3}],
+    [
+        {},
+        {"codec": "int2"},
+        {"sample_rate": 0.3, "steps_per_round": 2},
+        {"histogram_share": 0.3, "hold_out_share": 0.3},
+    ],
 )
 @pytest.mark.parametrize("n", [1, 2, 5, 60])
 def test_one_patient_more_or_less_shows_in_the_logits_alone(found_at, patients_of, tmp_path, n, changes):

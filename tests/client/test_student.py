@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 from torch import nn
 
 from client.noise import PrivateRandomness
 from client.private_data import Nobody, PrivateRecords
 from client.student import Student
 from common.architectures import Architecture
+from common.codec import CODECS
 from common.config import RunConfig
 from common.errors import UserError
 from common.losses import log_soft_labels
@@ -103,7 +105,7 @@ def test_a_public_lesson_owes_nothing_to_patients(architecture):
         assert opinion.bought == {}
         again = enrol(asked.plan, architecture)
         again.study_soft_labels(asked)
-        assert opinion.state == again.learner.state()
+        assert opinion.state == again.state()
 
 
 def test_the_declared_size_is_the_denominator_whatever_the_true_one_is():
@@ -134,6 +136,55 @@ def test_a_student_goes_on_from_its_last_committed_state():
     assert lesson(student, task(plan, 2)).state == straight.state
     student.restart(None)
     assert lesson(student, task(plan, 2)).state != straight.state
+
+
+def heard(opinion, plan):
+    codec = CODECS[plan.codec]
+    scale, payload = codec.encode(opinion.logits_PC)
+    return codec.decode(payload, scale, *opinion.logits_PC.shape)
+
+
+@pytest.mark.parametrize("codec", ["int4", "int2", "int1"])
+def test_what_was_cut_off_is_said_later_and_counts_from_the_last_committed_state(codec):
+    plan = make_plan(codec=codec)
+    plain = make_plan(codec="fp32")
+    student, exact = enrol(plan), enrol(plain)
+    said_PC = meant_PC = np.zeros((CASES, 2))
+    states = []
+    for number in range(1, 6):
+        opinion = lesson(student, task(plan, number, seed=number))
+        moved_PC = lesson(exact, task(plain, number, seed=number)).logits_PC
+        said_PC, meant_PC = said_PC + heard(opinion, plan), meant_PC + moved_PC
+        # All that was ever meant is what was said and what the last message cut off.
+        left_PC = opinion.logits_PC - heard(opinion, plan)
+        np.testing.assert_allclose(said_PC + left_PC, meant_PC, atol=1e-4)
+        states.append(opinion.state)
+    assert np.abs(left_PC).max() > 1e-4
+    again = enrol(plan)
+    lesson(again, task(plan, 1, seed=9))  # never committed
+    again.restart(states[3])
+    assert lesson(again, task(plan, 5, seed=5)).state == states[4]
+    again.restart(None)
+    assert lesson(again, task(plan, 1, seed=1)).state == states[0]
+
+
+@pytest.mark.parametrize("changes", [{"codec": "int8"}, {"codec": "int1", "method": "fedmd"}])
+def test_fine_codecs_and_logits_leave_nothing_unsaid(changes):
+    plan = make_plan(**changes)
+    student = enrol(plan)
+    first, again = (lesson(student, task(plan, 1)) for _ in range(2) if student.restart(None) is None)
+    assert (first.logits_PC == again.logits_PC).all() and not load(first.state)["cases"].numel()
+
+
+def test_a_public_lesson_keeps_what_is_unsaid_to_itself():
+    plan = make_plan(codec="int1")
+    student = enrol(plan)
+    lesson(student, task(plan, 1))
+    before = load(student.state())
+    assert before["unsaid"].any()
+    opinion = student.public_lesson(task(plan, 2))
+    assert not opinion.logits_PC.any()
+    assert (load(opinion.state)["unsaid"] == before["unsaid"]).all()
 
 
 def test_students_of_one_architecture_differ_by_site_only_in_public_seeds():

@@ -22,7 +22,7 @@ REFUSED = [
     ("seed", 2**63, "less than"),
     ("method", "fedavg", "'descent', 'oneshot' or 'fedmd'"),
     ("scenario", "lungs", "'heart'"),
-    ("codec", "int4", "'int8', 'fp16' or 'fp32'"),
+    ("codec", "int3", "'int8', 'int4', 'int2', 'int1', 'fp16' or 'fp32'"),
     ("students", "many", "'same' or 'mixed'"),
     ("aggregation.rule", "loudest", "'trimmed-mean'"),
     ("aggregation.trim", 0.5, "less than 0.5"),

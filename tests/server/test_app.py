@@ -95,8 +95,8 @@ HOSTILE: dict[str, tuple[Answer, str]] = {
     "garbage": (body(lambda _: b"\x00" * 489), "a malformed answer"),
     "text": (body(lambda _: SECRET.encode()), "a malformed answer"),
     "empty": (body(lambda _: b""), "a malformed answer"),
-    "cut-short": (body(lambda true: true[:-1]), "a malformed answer"),
-    "too-long": (body(lambda true: true + b"\0"), "a malformed answer"),
+    "cut-short": (body(lambda true: true[:-1]), "a malformed release"),
+    "too-long": (body(lambda true: true + b"\0"), "a malformed release"),
     "huge": (body(lambda true: true + bytes(30_000_000)), "a malformed answer"),
     "claims-to-be-huge": (body(huge_claim), "a malformed answer"),
     "no-record": (content(lambda _: RecordDict()), "a malformed answer"),
@@ -387,9 +387,9 @@ def test_a_site_whose_budget_is_spent_goes_on_without_private_steps(run_app, wit
         assert line.left_out[0].site == "hungary" and "budget is spent" in line.left_out[0].reason
     assert outcome.models == without_hungary
     assert outcome.epsilon("hungary") == 0 and outcome.epsilon("cleveland") > 0.9
-    # It answers all the same, in as many bytes, and gets the student.
+    # It answers all the same, in as many bytes but for the payload, and gets the student.
     said = [unseal(reply.content) for reply, _ in outcome.replies if reply.metadata.message_type == LEARN]
-    assert len(said) == 8 and len({len(one) for one in said}) == 1
+    assert len(said) == 8 and len({len(one) - len(Release.decode(one).payload) for one in said}) == 1
     steps = sorted(decode_answer(one).steps for one in said)
     assert steps == [0, 0, 1, 1, 1, 1, 1, 1]
     students = sorted((outcome.folder / "sites").glob("*/student.safetensors"))
@@ -442,14 +442,16 @@ def test_mixed_students_learn_together(run_app):
 
 
 def test_fewer_proxy_cases_cost_fewer_bytes(run_app):
-    outcome = run_app({"proxy-cases": 50})
-    assert outcome.summary.bytes_up_per_site_per_round.max == 121 + 50 * 2
+    few, all_cases = (
+        run_app({"proxy-cases": cases}).summary.bytes_up_per_site_per_round for cases in (50, 0)
+    )
+    assert few.max <= 121 + CODECS["int8"].longest(50, 2) < 0.7 * all_cases.mean
 
 
 @pytest.mark.parametrize(
     ("method", "student"), [("descent", "linear"), ("descent", "mlp"), ("fedmd", "linear")]
 )
-def test_other_proxy_cases_in_every_round_teach_as_well_at_the_same_length(run_app, method, student):
+def test_other_proxy_cases_in_every_round_teach_as_well_in_no_more_bytes(run_app, method, student):
     changes = {
         "method": method,
         "student.model": student,
@@ -458,7 +460,7 @@ def test_other_proxy_cases_in_every_round_teach_as_well_at_the_same_length(run_a
         "num-rounds": 8,
     }
     outcome = run_app(changes)
-    assert outcome.summary.bytes_up_per_site_per_round.max == 121 + 50 * 2
+    assert outcome.summary.bytes_up_per_site_per_round.max <= 121 + CODECS["int8"].longest(50, 2)
     assert outcome.auroc > outcome.summary.results.teacher_alone["auroc"].mean - 0.015
 
 
@@ -502,8 +504,8 @@ def test_every_method_gains_on_its_teacher_or_loses_little(run_app, method, seed
 def test_one_hostile_site_ruins_the_mean_but_not_the_trimmed_mean(run_app, rule):
     def opposite(true: bytes) -> bytes:
         said = Release.decode(true)
-        payload = np.tile(np.array([127, -127], dtype="<i1"), said.cases).tobytes()
-        return replace(said, scale=50.0, payload=payload).encode()
+        scale, payload = CODECS[said.codec].encode(np.tile(np.float32([6350, -6350]), (said.cases, 1)))
+        return replace(said, scale=scale, payload=payload).encode()
 
     changes = {"aggregation.rule": rule, "num-rounds": 3}
     outcome = run_app(changes, Courier(body(opposite)))

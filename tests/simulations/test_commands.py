@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from common.codec import CODECS
 from common.errors import UserError
 from common.runs import RunFolder
 from simulations.commands import parse_seeds
@@ -169,8 +170,9 @@ def test_the_summary_alone_is_on_standard_output_and_keeps_the_contract(command,
             "add-remove",
             "gaussian-exact",
         )
-    assert summary["bytes_up_per_site_per_round"] == {"mean": 489.0, "max": 489}
-    assert summary["wire_bytes_up_per_site_per_round"]["max"] > 489
+    sizes = summary["bytes_up_per_site_per_round"]
+    assert 121 < sizes["mean"] <= sizes["max"] <= 121 + CODECS["int8"].longest(184, 2)
+    assert summary["wire_bytes_up_per_site_per_round"]["max"] > sizes["max"]
     assert summary["rounds"] == 2 and summary["seconds"] > 0 and summary["peak_memory_mib"] > 0
 
 

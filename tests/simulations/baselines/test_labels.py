@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.codec import CODECS
 from simulations.baselines.labels import ds_fl, fedmd
 from simulations.baselines.product import federation
 from simulations.settings import run_settings
@@ -24,9 +25,12 @@ def test_fedmd_is_the_products_own_where_there_is_no_noise(bench):
 
 def test_opinions_travel_in_the_runs_codec(bench):
     cases = len(bench.public.proxy)
-    assert fedmd(configured(f"{QUIET}"), bench).bytes_up == 2 * cases
-    assert fedmd(configured(f'{QUIET} codec="fp32"'), bench).bytes_up == 8 * cases
-    assert ds_fl(configured(f"{QUIET} proxy-cases=50"), bench).bytes_up == 2 * 50
+    exact = fedmd(configured(f'{QUIET} codec="fp32"'), bench)
+    assert exact.bytes_up == exact.bytes_down == 8 * cases
+    for method, asked in ((fedmd, cases), (ds_fl, 50)):
+        found = method(configured(f"{QUIET} proxy-cases={asked % cases}"), bench)
+        for sent in (found.bytes_up, found.bytes_down):
+            assert 0.5 * asked < sent <= CODECS["int8"].longest(asked, 2)
 
 
 def test_a_lower_temperature_makes_a_surer_model(bench):
