@@ -227,7 +227,7 @@ class RunConfig(Strict):
     number."""
     resumable: bool = False
     """Whether a run that breaks off goes on where it stopped when it is started again; it needs a
-    `run-id`."""
+    `run-id`. Studies of `grandrounds federation` always do."""
     aggregation: Aggregation = Aggregation()
     teacher: Teacher = Teacher()
     student: Student = Student()

@@ -24,12 +24,21 @@ def read_run_config(sources: Sequence[str]) -> RunConfig:
     Raises:
         UserError: naming what is wrong and where.
     """
+    return RunConfig.from_run_config(read_given(sources))
+
+
+def read_given(sources: Sequence[str]) -> dict[str, Scalar]:
+    """Read what stands in the sources, and no defaults; later ones win.
+
+    Raises:
+        UserError: naming what is wrong and where.
+    """
     flat: dict[str, Scalar] = {}
     for source in sources:
         where, values = _read(source)
         RunConfig.from_run_config(values, where)
         flat |= values
-    return RunConfig.from_run_config(flat)
+    return flat
 
 
 def as_toml(flat: Mapping[str, Scalar]) -> str:

@@ -117,6 +117,18 @@ class RunFolder:
             raise UserError(f"{self.final} can't be written: the disk is full") from error
 
 
+def is_taken(path: Path) -> bool:
+    """Whether a run works in this folder."""
+    try:
+        with (path / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _clear(folder: Path) -> None:
     for stale in folder.iterdir():
         if stale.name != LOCK:
@@ -124,12 +136,12 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Say in the user's terms that something can't be written."""
+def disk_errors(path: Path, what: str = "written") -> Iterator[None]:
+    """Say in the user's terms that something can't be written, or read."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
+        raise UserError(f"{path} can't be {what}: {error.strerror or error}") from None
 
 
 def write_whole(path: Path, body: bytes, mode: int = 0o666) -> None:
@@ -151,6 +163,16 @@ def write_whole(path: Path, body: bytes, mode: int = 0o666) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+            _make_durable(path.parent)
         finally:
             # Also after Ctrl-C; after the move there is nothing left to remove.
             partial.unlink(missing_ok=True)
+
+
+def _make_durable(folder: Path) -> None:
+    """Let a move within a folder outlast a power cut."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)

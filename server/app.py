@@ -38,7 +38,7 @@ from common.runs import RunFolder, final_folder
 from common.summary import Results
 from server.admission import Member
 from server.aggregation import Contribution, Ensemble, Moment, open_ensemble
-from server.checkpoint import Progress, keep, resume
+from server.checkpoint import Progress, fingerprint, keep, resume
 from server.correspondence import ask_round, deliver_student
 from server.methods import State, method_of, stalled
 from server.preconditions import check
@@ -81,9 +81,10 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         cases_P = choose_cases(config, len(public.proxy))
         teacher = Teacher.start(config, public, cases_P)
         student = Teacher.open(config, public, cases_P, config.student)
-        progress = resume(folder, config)
+        known = fingerprint(config, public)
+        progress = resume(folder.path, config, known)
         if progress is None:
-            progress = Progress(State.start(teacher.logits()), teacher.learner.state())
+            progress = Progress(known, State.start(teacher.logits()), teacher.learner.state())
             if config.teacher.model != NONE:
                 progress.record.teacher_alone = metrics_of(teacher.test_scores())
         teacher.learner.restore(progress.teacher)

@@ -7,13 +7,17 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    from common.config import RunConfig
+    from server.federation.settings import Federation
 
 federation = typer.Typer(
     help="The coordinator's side: found, start and watch a federation; run studies on it.",
@@ -93,7 +97,7 @@ def start(folder: Folder) -> None:
 
 @federation.command()
 def stop(folder: Folder) -> None:
-    """End SuperExec and SuperLink. A run that is under way fails; nodes and finished runs are remembered."""
+    """End SuperExec and SuperLink. A study that is under way breaks off, and can be resumed."""
     from server.federation.processes import stop as end
     from server.federation.settings import open_federation
 
@@ -182,10 +186,42 @@ def run(folder: Folder, run_config: RunConfigs = None, as_json: AsJson = False) 
     Ctrl-C ends the watching, not the study.
     """
     from server.federation.settings import open_federation
-    from server.federation.studies import follow, study_config, submit
+    from server.federation.studies import require_new, study_config
 
     opened = open_federation(folder)
     config = study_config(opened, run_config or [])
+    require_new(opened, config)
+    _run_to_its_end(opened, config, as_json)
+
+
+@federation.command()
+def resume(
+    folder: Folder,
+    study: Annotated[str, typer.Argument(metavar="RUN", help="The study's name, its run-id.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that holds the run's folder; default: the federation's runs/.")
+    ] = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(help="What may differ: where files lie, min-sites, round-timeout; as in run."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a study that broke off, also on another machine; then as run.
+
+    Its folder, runs/.RUN.partial, holds all that is needed. Sites answer what they have answered before with
+    the same bytes, and at no charge.
+    """
+    from server.federation.settings import open_federation
+    from server.federation.studies import broken_off
+
+    opened = open_federation(folder)
+    _run_to_its_end(opened, broken_off(opened, study, out, run_config or []), as_json)
+
+
+def _run_to_its_end(opened: "Federation", config: "RunConfig", as_json: bool) -> None:
+    from server.federation.studies import follow, goes_on, submit
+
     run_id = submit(opened, config)
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
     messages.print(f"study {config.run_id} is Flower's run {run_id}", markup=False)
@@ -200,6 +236,9 @@ def run(folder: Folder, run_config: RunConfigs = None, as_json: AsJson = False) 
         messages.print(
             f"study {config.run_id} ended as {ended.status}: {reason}", style="bold red", markup=False
         )
+        if goes_on(config):
+            again = f"grandrounds federation resume {opened.path} {config.run_id}"
+            messages.print(f"What it learned is kept: {again}", markup=False)
         raise typer.Exit(1)
 
 

@@ -1,6 +1,10 @@
 """Running a study: submitted to the SuperLink, followed to its end, and told as it really ended.
 
 `flwr run --stream` exits with 0 for a failed run too; what counts is what the SuperLink says of it.
+
+Every study is `resumable`. One that broke off is submitted again, as another run of Flower's and the same
+study, and goes on from its checkpoint (`server.checkpoint`); what may differ is checked here, before anything
+starts.
 """
 
 import contextlib
@@ -10,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from common.config import RunConfig
+from common.config import RunConfig, Scalar
 from common.errors import UserError
-from common.run_config_files import INPUTS, as_toml, read_run_config
+from common.run_config_files import INPUTS, as_toml, read_given, read_run_config
+from common.runs import CHECKPOINT, is_taken, working_folder
 from server.federation import flower
 from server.federation.bundle import require_agreed
 from server.federation.settings import Federation
@@ -40,26 +45,71 @@ def study_config(federation: Federation, sources: Sequence[str]) -> RunConfig:
         raise UserError(
             "run-id is missing from the run config: it names the study, and sites approve it by name"
         )
-    flat = config.flat()
-    flat |= {key: str(Path(str(flat[key])).absolute()) for key in INPUTS if flat[key]}
     default = config.out == RunConfig().out
-    flat["out"] = str(federation.runs if default else Path(config.out).absolute())
-    config = RunConfig.from_run_config(flat)
-    _require_sites(federation, config)
+    where = federation.runs if default else Path(config.out)
+    return _settled(federation, config.flat(), where)
+
+
+def broken_off(federation: Federation, study: str, where: Path | None, sources: Sequence[str]) -> RunConfig:
+    """The run configuration with which a study that broke off goes on.
+
+    Args:
+        federation: Where it goes on; it may be on another machine than the one where it began.
+        study: Its `run-id`.
+        where: The folder that holds the run's folder; None for the federation's own.
+        sources: TOML files or `key=value` pairs for the few keys that may differ, such as where files lie.
+
+    Raises:
+        UserError: if no such study broke off here, it is finished or under way, its checkpoint is damaged, or
+            it was begun with other settings or other public cases.
+    """
+    from common.datasets import load_public
+    from server.checkpoint import config_in, fingerprint, resume
+
+    where = where or federation.runs
+    final, folder = where / study, working_folder(where / study)
+    if final.exists():
+        raise UserError(f"study {study} is finished: its results are in {final}")
+    if is_taken(folder):
+        raise UserError(f"study {study} is under way: wait for its end, or stop it")
+    if not (folder / CHECKPOINT).exists():
+        left = [found.parent.name for found in sorted(where.glob(f".*/{CHECKPOINT}"))]
+        others = ", ".join(name.removeprefix(".").removesuffix(".partial") for name in left)
+        here = f"studies that broke off there: {others}" if others else "no study broke off there"
+        raise UserError(f"{folder}: nothing to go on with; {here}")
+    config = _settled(federation, config_in(folder) | read_given(sources), where)
+    resume(folder, config, fingerprint(config, load_public(config)))
     return config
+
+
+def goes_on(config: RunConfig) -> bool:
+    """Whether a study left a checkpoint."""
+    return (working_folder(Path(config.out) / config.run_id) / CHECKPOINT).exists()
+
+
+def require_new(federation: Federation, config: RunConfig) -> None:
+    """Refuse to begin a study under a name that has results, or a checkpoint.
+
+    Raises:
+        UserError: saying what is there.
+    """
+    final = Path(config.out) / config.run_id
+    if final.exists():
+        raise UserError(f"{final} is there already: choose another run-id, or move it away")
+    if goes_on(config):
+        raise UserError(
+            f"study {config.run_id} was begun already: grandrounds federation resume {federation.path} "
+            f"{config.run_id} goes on with it, unless it is under way; or choose another run-id"
+        )
 
 
 def submit(federation: Federation, config: RunConfig) -> int:
     """Hand a study to the SuperLink and return Flower's number for the run.
 
     Raises:
-        UserError: if the app isn't the one that sites agreed on, results of that name are there, or the
-            SuperLink refuses.
+        UserError: if the app isn't the one that sites agreed on, or the SuperLink refuses.
     """
     require_agreed(federation.app, federation.settings.bundle)
-    final = Path(config.out) / config.run_id
-    if final.exists():
-        raise UserError(f"{final} is there already: choose another run-id, or move it away")
     flower.nodes(federation)  # says in our words if nobody answers
     with tempfile.TemporaryDirectory(prefix="grandrounds-") as folder:
         file = Path(folder) / "run-config.toml"
@@ -118,6 +168,14 @@ def public_plan(config: RunConfig) -> bytes:
     proxy = load_public(config).proxy
     classes = len(proxy.preprocessing.classes)
     return plan_of(config, study=config.run_id, proxy_digest=proxy.digest, classes=classes).canonical()
+
+
+def _settled(federation: Federation, flat: Mapping[str, Scalar], where: Path) -> RunConfig:
+    """The configuration as the server app on this machine takes it: resumable, with paths that start at /."""
+    inputs = {key: str(Path(str(flat[key])).absolute()) for key in INPUTS if flat.get(key)}
+    config = RunConfig.from_run_config({**flat, **inputs, "out": str(where.absolute()), "resumable": True})
+    _require_sites(federation, config)
+    return config
 
 
 def _require_sites(federation: Federation, config: RunConfig) -> None:

@@ -17,11 +17,12 @@ from flwr.clientapp import ClientApp
 from client.app import app as courier
 from client.simulated import close_sites
 from common.config import RunConfig, Scalar
+from common.datasets import load_public
 from common.envelope import LEARN, unseal
 from common.errors import UserError
 from common.messages import Task
 from common.runs import CHECKPOINT, working_folder
-from server.checkpoint import config_in
+from server.checkpoint import config_in, fingerprint, resume
 from simulations.inprocess import run_inprocess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,11 +140,32 @@ def test_a_resumable_run_needs_a_name(tmp_path):
         run_inprocess(settings(tmp_path, **{"run-id": ""}), SITES)
 
 
-@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
-def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, damage):
+def test_other_public_cases_are_refused_and_the_same_ones_may_lie_elsewhere(tmp_path, uninterrupted):
+    cut(tmp_path, 2)
+    config, folder = RunConfig.from_run_config(settings(tmp_path)), working_folder(tmp_path / "trial")
+    known = fingerprint(config, load_public(config))
+    for what in known:
+        with pytest.raises(UserError, match=f"trial was begun with other {what} than there are here"):
+            resume(folder, config, known | {what: "0" * 64})
+    (tmp_path / "elsewhere").mkdir()
+    run_inprocess(settings(tmp_path, **{"data.folder": str(tmp_path / "elsewhere")}), SITES)
+    assert lines(tmp_path / "trial") == lines(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda whole: b"",
+        lambda whole: b"no checkpoint",
+        lambda whole: whole[:-9],
+        lambda whole: whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+        lambda whole: whole.replace(b"checkpoint 2", b"checkpoint 3"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, damaged):
     cut(tmp_path, 2)
     path = working_folder(tmp_path / "trial") / CHECKPOINT
-    damage = path.read_bytes()[:-9] if damage is None else damage
+    damage = damaged(path.read_bytes())
     path.write_bytes(damage)
     with pytest.raises(UserError, match=r"checkpoint.safetensors is damaged"):
         run_inprocess(settings(tmp_path), SITES)

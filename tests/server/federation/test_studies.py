@@ -1,14 +1,20 @@
 """A study's run config, as it holds on the coordinator's machine."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from common.datasets import load_public
 from common.errors import UserError
 from common.plan import Plan
+from common.runs import CHECKPOINT, RunFolder
+from server.checkpoint import Progress, fingerprint, keep
 from server.federation.flower import nodes
 from server.federation.settings import Federation
-from server.federation.studies import public_plan, study_config, submit
+from server.federation.studies import broken_off, public_plan, require_new, study_config
+from server.methods import State
 
 from .conftest import settings
 
@@ -42,9 +48,57 @@ def test_results_of_the_same_name_are_never_overwritten(founded, tmp_path):
     config = study_config(founded[0], [HEART, f'run-id="trial" out="{tmp_path}"'])
     (tmp_path / "trial").mkdir()
     with pytest.raises(UserError, match="choose another run-id"):
-        submit(founded[0], config)
+        require_new(founded[0], config)
 
 
 def test_a_superlink_that_does_not_run_is_one_line_with_the_command_that_starts_it(founded):
     with pytest.raises(UserError, match="grandrounds federation start"):
         nodes(founded[0])
+
+
+@pytest.fixture
+def runs(founded, tmp_path) -> Iterator[Path]:
+    """A folder in which the study `trial` has broken off."""
+    config = study_config(founded[0], [HEART, f'run-id="trial" out="{tmp_path}"'])
+    with pytest.raises(KeyboardInterrupt), RunFolder.open(tmp_path / "trial", config.resumable) as folder:
+        known = fingerprint(config, load_public(config))
+        keep(folder, config, Progress(known, State.start(np.zeros((3, 2), dtype=np.float32)), b"weights"))
+        raise KeyboardInterrupt
+    yield tmp_path
+
+
+def test_a_study_that_broke_off_goes_on_with_its_own_settings_wherever_it_lies(founded, runs):
+    (runs / ".trial.partial").rename(runs / "copied")
+    elsewhere = runs / "elsewhere"
+    elsewhere.mkdir()
+    (runs / "copied").rename(elsewhere / ".trial.partial")
+    config = broken_off(founded[0], "trial", elsewhere, ["min-sites=2"])
+    assert (config.run_id, config.num_rounds, config.min_sites) == ("trial", 2, 2)
+    assert Path(config.out) == elsewhere and config.resumable
+    with pytest.raises(UserError, match="num-rounds = 2, not 3"):
+        broken_off(founded[0], "trial", elsewhere, ["num-rounds=3"])
+
+
+def test_what_cannot_go_on_is_told_in_one_line(founded, runs):
+    with pytest.raises(UserError, match=r"nothing to go on with; studies that broke off there: trial$"):
+        broken_off(founded[0], "other", runs, [])
+    with pytest.raises(UserError, match=r"nothing to go on with; no study broke off there$"):
+        broken_off(founded[0], "trial", None, [])
+    with RunFolder.open(runs / "trial", resumes=True), pytest.raises(UserError, match="is under way"):
+        broken_off(founded[0], "trial", runs, [])
+    assert (runs / "trial").exists()  # that run has ended well
+    with pytest.raises(UserError, match="is finished: its results are in"):
+        broken_off(founded[0], "trial", runs, [])
+
+
+def test_a_damaged_checkpoint_is_named(founded, runs):
+    checkpoint = runs / ".trial.partial" / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"checkpoint.safetensors is damaged"):
+        broken_off(founded[0], "trial", runs, [])
+
+
+def test_a_study_that_broke_off_is_not_begun_again_by_mistake(founded, runs):
+    config = study_config(founded[0], [HEART, f'run-id="trial" out="{runs}"'])
+    with pytest.raises(UserError, match=r"grandrounds federation resume .* trial goes on with it"):
+        require_new(founded[0], config)
