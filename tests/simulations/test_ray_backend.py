@@ -1,6 +1,11 @@
 """The Ray backend runs Flower for real, and what it says about a run is true."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +40,35 @@ def test_ray_and_inprocess_agree_and_a_run_that_succeeded_returns(
     run_inprocess(CONFIG, 3, noop.server_app, noop.client_app)
     assert json.loads(Path("record.json").read_text())["turns"] == TURNS
     assert "told to fail" in Path("ray.log").read_text()  # the failing node's own exception
+
+
+@pytest.mark.slow
+def test_a_run_goes_to_the_ray_cluster_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray = str(Path(sys.executable).parent / "ray")
+    # RAY_TMPDIR keeps other runs on this machine from finding this cluster by themselves.
+    monkeypatch.setenv("RAY_TMPDIR", str(short := Path(f"/tmp/ray-{os.getpid()}")))
+    head = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    cluster = subprocess.Popen(head, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert cluster.stdout is not None
+        assert any("Ray runtime started" in line for line in cluster.stdout)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        monkeypatch.delenv("RAY_TMPDIR")
+        run_ray(NOOP_APP, CONFIG, 3, tmp_path / "ray.log")
+        assert json.loads(Path("record.json").read_text())["turns"] == TURNS
+        assert "ClientAppActor" in "".join(
+            log.read_text() for log in short.glob("ray/session_*/logs/worker-*.out")
+        )
+    finally:
+        cluster.terminate()
+        cluster.wait(30)
+        shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.slow
