@@ -4,14 +4,13 @@ Flower has no such pin: what the coordinator sends is unpacked and run. Here the
 came is taken before anything of them is unpacked, and another than the agreed one ends in an error that
 shows both. This is a second line of defence: the custodian doesn't rely on it, for a courier holds nothing.
 
-    python -m client.pinned_app BUNDLE [arguments of flwr-clientapp]
+`client.pinned_executor` starts it in a process of its own for every message.
 """
 
 import hashlib
 import sys
 from typing import Any
 
-from flwr.supernode.cli import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
 from client.flower_seams import exchange
@@ -40,9 +39,15 @@ def forget_own_modules() -> None:
         del sys.modules[name]
 
 
-def main() -> None:
-    """Become Flower's ClientApp process for one message."""
-    _, agreed, *arguments = sys.argv
+def carry_one(agreed: str, address: str, token: str, executor: int | None) -> None:
+    """Become Flower's ClientApp process for one message; doesn't return.
+
+    Args:
+        agreed: Digest of the bundle that may be loaded.
+        address: Where the SuperNode gives out messages, on this machine's loopback.
+        token: What the SuperNode gives this one message for.
+        executor: Process without which this one ends.
+    """
 
     def pull_agreed(*given: Any, **named: Any) -> Any:
         message, context, run, bundle = pull(*given, **named)
@@ -58,9 +63,6 @@ def main() -> None:
 
     pull = exchange(run_clientapp, "pull_task_input", pull_agreed)
     install = exchange(run_clientapp, "install_from_fab", install_agreed)
-    sys.argv = ["flwr-clientapp", *arguments]
-    flwr_clientapp()
-
-
-if __name__ == "__main__":
-    main()
+    run_clientapp.run_clientapp(
+        address, token, insecure=True, parent_pid=executor, runtime_dependency_install=False
+    )

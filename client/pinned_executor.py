@@ -1,14 +1,16 @@
 """Flower's SuperExec at a site: it starts couriers, of one bundle, and nothing else.
 
 Flower's own would also start agents, models and connectors if the coordinator's run asked for them. This one
-takes up tasks of client apps only, and each is started as `client.pinned_app`.
+takes up tasks of client apps only. A message has a process of its own, forked from one that has loaded
+Flower and nothing else: loading it takes a second of a processor, and a run has many messages.
 
     python -m client.pinned_executor BUNDLE ADDRESS SECRET
 """
 
+import multiprocessing
 import os
-import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from flwr.supercore.constant import TaskType
@@ -16,6 +18,7 @@ from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
 from client.flower_seams import exchange
+from client.pinned_app import carry_one
 
 COURIERS = {TaskType.CLIENT_APP}
 
@@ -30,7 +33,9 @@ class PinnedExecutor:
     def __init__(self, bundle: str) -> None:
         """Nothing runs yet."""
         self._bundle = bundle
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: list[BaseProcess] = []
+        self._starter = multiprocessing.get_context("forkserver")
+        self._starter.set_forkserver_preload([__spec__.name, carry_one.__module__])
 
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], **_: object
@@ -45,14 +50,15 @@ class PinnedExecutor:
         """Start a courier for one message."""
         if spec.task_type not in COURIERS:
             return LaunchResult.failed(f"{spec.task_type} is not started here: couriers only")
-        command = [sys.executable, "-P", "-m", "client.pinned_app", self._bundle, "--insecure"]
-        command += ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
-        self._started.append(subprocess.Popen([*command, "--parent-pid", str(spec.parent_pid)]))
+        message = (self._bundle, spec.runtime_api_address, spec.token, spec.parent_pid)
+        courier = self._starter.Process(target=carry_one, args=message, daemon=True)
+        courier.start()
+        self._started.append(courier)
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
         """Let ended couriers go."""
-        self._started = [process for process in self._started if process.poll() is None]
+        self._started = [process for process in self._started if process.is_alive()]
 
     def close(self) -> None:
         """End what still runs."""
