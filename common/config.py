@@ -60,8 +60,8 @@ class Aggregation(Strict):
     averaging: Fraction = 0.0
     """Decay of the average of z over the second half of the rounds (`descent`); 0 keeps the last z."""
     validated: bool = False
-    """Let public validation cases choose (`descent`): each step whole, half or a quarter; at the end z or its
-    average."""
+    """Let public validation cases choose (`descent`): each step whole, half, a quarter or not at all; at the
+    end z or its average."""
     temperature: Positive = 1.0
     """Sharpening temperature of the aggregated soft labels (`oneshot`): below 1 sharpens."""
 

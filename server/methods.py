@@ -13,9 +13,10 @@ combines it by default, and how z advances:
 nothing quantised, it takes the very steps of DP-FedSGD.
 
 Where the noise is large, as with many small sites, a step that is right for few large ones overshoots. With
-`aggregation.validated` the server tries each step whole, halved and quartered, v with it, and takes the one
-whose teacher has the least log-loss on the public validation cases. Releases are there already, so this is
-free of any budget.
+`aggregation.validated` the server tries each step whole, halved, quartered and not at all, v with it, and
+takes the one whose teacher has the least log-loss on the public validation cases. Releases are there already,
+so this is free of any budget. Since staying is among the choices, no round makes a linear teacher worse on
+those cases, whoever has spoken in it.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +31,8 @@ from common.plan import TERMS, Terms
 
 Floats = NDArray[np.float64]
 
-SHARES = (1.0, 0.5, 0.25)
-"""Of a step, that are tried where validation chooses."""
+SHARES = (1.0, 0.5, 0.25, 0.0)
+"""Of a step, that are tried where validation chooses; with none of it z stays, at rest."""
 USUAL_DECAY = 0.9
 """Of the average that validation may choose, where `aggregation.averaging` names none."""
 

@@ -13,9 +13,10 @@ every field, so nothing but the ensemble can tell it from the others. The custod
 | `constant` | one class for every case | as loud as the codec allows |
 | `random` | Gaussian | as loud as the codec allows |
 | `collude` | from the likeliest class to the next, the same from all and always | its honest ones' |
+| `late` | its honest values in the first half of the run, then those of `collude` | its honest ones' |
 
 `collude` is the quiet one: no value stands out, hostile sites agree with each other more than honest ones do,
-and server momentum adds their rounds up.
+and server momentum adds their rounds up. `late` has earned what trust there is before it turns.
 """
 
 from collections.abc import Callable, Collection
@@ -105,6 +106,10 @@ def _collude(task: Task, honest_PC: Floats, place: int) -> Floats:
     return wrong_PC * np.float32(np.linalg.norm(honest_PC) / np.linalg.norm(wrong_PC))
 
 
+def _late(task: Task, honest_PC: Floats, place: int) -> Floats:
+    return honest_PC if task.round <= task.plan.rounds // 2 else _collude(task, honest_PC, place)
+
+
 def _one_hot(class_P: NDArray[np.integer], classes: int) -> Floats:
     one_hot_PC: Floats = np.eye(classes, dtype=np.float32)[class_P]
     return one_hot_PC
@@ -117,4 +122,5 @@ ATTACKS: dict[str, Attack] = {
     "constant": _constant,
     "random": _random,
     "collude": _collude,
+    "late": _late,
 }

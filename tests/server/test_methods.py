@@ -139,10 +139,10 @@ def test_the_other_methods_adopt_the_ensemble(method):
     assert (state.taught_PC(config.aggregation) == LOGITS).all()
 
 
-def test_validation_has_steps_of_three_lengths_to_choose_from_and_at_the_end_z_or_its_average():
+def test_validation_may_choose_three_lengths_of_step_or_none_and_at_the_end_z_or_its_average():
     config = configured(aggregation__validated=True, aggregation__momentum=0.5, num_rounds=2)
     state = State.start(np.zeros((5, 3)))
-    for share in (1.0, 0.5, 0.25):
+    for share in (1.0, 0.5, 0.25, 0.0):
         whole, *shorter = METHODS["descent"].candidates(state, LOGITS, 1, config)
         of_share = [one for one in (whole, *shorter) if np.allclose(one.z_PC, share * LOGITS)]
         assert len(of_share) == 1 and np.allclose(of_share[0].velocity_PC, share * LOGITS)

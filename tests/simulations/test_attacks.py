@@ -27,7 +27,7 @@ def test_a_hostile_release_is_admitted_and_is_another_one(run_app, attack):
         (before,), (after,) = said(honest, place), said(attacked, place)
         # Study names differ between runs, and with them the task and the noise; the sizes of values don't.
         assert (before.cases, before.classes, before.codec) == (after.cases, after.classes, after.codec)
-    quiet = attack in ("flip", "collude")
+    quiet = attack in ("flip", "collude", "late")
     honest_size, size = (np.abs(said(one, HUNGARY)[0].logits()).max() for one in (honest, attacked))
     assert (size < 20 * honest_size) == quiet
 
@@ -43,3 +43,12 @@ def test_stacking_goes_on_learning_beside_a_hostile_site(run_app):
     app = InfiltratedApp(real_app, ATTACKS["flip"], {HUNGARY})
     outcome = run_app({"aggregation.rule": "stacking", "num-rounds": 20}, app)
     assert outcome.auroc > outcome.summary.results.teacher_alone["auroc"].mean - 0.01
+
+
+def test_validation_stays_where_the_teacher_was_if_all_sites_are_hostile_and_loud(run_app):
+    app = InfiltratedApp(real_app, ATTACKS["flip-loud"], range(4))
+    unseen = run_app({"num-rounds": 3}, app)
+    validated = run_app({"num-rounds": 3, "aggregation.validated": True}, app)
+    before = validated.summary.results.teacher_alone["auroc"].mean
+    assert abs(validated.auroc - before) < 0.01
+    assert unseen.auroc < before - 0.1
