@@ -228,6 +228,8 @@ class RunConfig(Strict):
     resumable: bool = False
     """Whether a run that breaks off goes on where it stopped when it is started again; it needs a
     `run-id`. Studies of `grandrounds federation` always do."""
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """Port of 127.0.0.1 on the server's machine where Prometheus finds the run's metrics; 0 serves none."""
     aggregation: Aggregation = Aggregation()
     teacher: Teacher = Teacher()
     student: Student = Student()

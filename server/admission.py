@@ -6,14 +6,14 @@ ours.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
 from common.envelope import unseal
-from common.messages import Answer, MessageError, Refusal, Release, Task, decode_answer
+from common.messages import Answer, MessageError, Refusal, Release, Rule, Task, decode_answer
 from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM, Plan
 from server.aggregation import Contribution
 
@@ -42,6 +42,7 @@ class Admitted:
         hold_out: Noisy accuracy of each site's student on patients it held out, where this round bought it.
         payload_bytes, wire_bytes: Size of each answering site's release body, and of its whole serialised
             message.
+        unanswered: The messages whose task nobody answered in time, each with its site.
     """
 
     answered: tuple[str, ...]
@@ -52,10 +53,21 @@ class Admitted:
     hold_out: Mapping[str, float]
     payload_bytes: Mapping[str, int]
     wire_bytes: Mapping[str, int]
+    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 class NotAdmitted(ValueError):
     """A reply that does not answer the task; its text is the reason."""
+
+
+REFUSED = "refused: "
+"""Before the rule, in a reason."""
+
+
+def rule_in(reason: str) -> Rule | None:
+    """The rule by which a site refused, from the reason that it was left out for."""
+    words = reason.partition(REFUSED)[2].split(":")[0]
+    return next((rule for rule in Rule if rule.label == words), None)
 
 
 def admit(
@@ -136,7 +148,7 @@ def answer_in(reply: Message) -> Answer:
     except MessageError as error:
         raise NotAdmitted(f"a malformed answer: {error}") from None
     if isinstance(answer, Refusal):
-        raise NotAdmitted(f"refused: {answer}")
+        raise NotAdmitted(f"{REFUSED}{answer}")
     return answer
 
 
@@ -148,9 +160,9 @@ def release_in(reply: Message, task: Task) -> Release:
     plan = task.plan
     expected_counts = sum(one.size for one in plan.purchases(task.round))
     checks = (
+        (release.round == task.round, f"of round {release.round}, while round {task.round} is open"),
         (release.task_digest == task.digest(), "about another task"),
         (release.proxy_digest == bytes.fromhex(plan.proxy_digest), "about another proxy"),
-        (release.round == task.round, "about another round"),
         (release.cases == len(task.cases_P) and release.classes == plan.classes, "of another shape"),
         (release.codec == plan.codec, "in another codec"),
         (release.steps in (0, plan.steps_per_round), "with another number of private steps"),

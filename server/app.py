@@ -41,10 +41,12 @@ from server.aggregation import Contribution, Ensemble, Moment, open_ensemble
 from server.checkpoint import Progress, fingerprint, keep, resume
 from server.correspondence import ask_round, deliver_student
 from server.methods import State, method_of, stalled
+from server.metrics import metrics_served
 from server.preconditions import check
 from server.public_baselines import public_baselines
 from server.results import Journal, Record, metrics_of
 from server.roll import Roll
+from server.stragglers import Stragglers
 from server.subsets import rows_of_round, spread
 from server.teacher import NONE, Teacher, choose_cases, seat_jury
 from server.weights import weights_of
@@ -77,7 +79,10 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
     public = load_public(config)
     check(config, public)
     method, rule = method_of(config), rule_of(config)
-    with RunFolder.open(final_folder(config, flower_run_id), config.resumable) as folder:
+    with (
+        metrics_served(config.metrics_port) as metrics,
+        RunFolder.open(final_folder(config, flower_run_id), config.resumable) as folder,
+    ):
         cases_P = choose_cases(config, len(public.proxy))
         teacher = Teacher.start(config, public, cases_P)
         student = Teacher.open(config, public, cases_P, config.student)
@@ -99,7 +104,7 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         roll = Roll(grid, public.proxy, plan, agreed, progress.record.plans)
         roll.call(config.round_timeout)
         require_sites(config, "roll call", roll.members, roll.absent)
-        journal = Journal(folder, config, plan, progress.record)
+        journal, stragglers = Journal(folder, config, plan, progress.record, metrics), Stragglers()
         for round_number in range(progress.held + 1, plan.rounds + 1):
             if stalled(progress.record.validation, config.patience):
                 break
@@ -114,6 +119,8 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             ensemble = open_ensemble(rule, moment)
             hear = hearing(ensemble, weights, progress.histograms)
             admitted = ask_round(grid, tasks, roll.members, progress.heads, config.round_timeout, hear)
+            metrics.refused_late(stragglers.refuse(grid, round_number))
+            stragglers.expect(round_number, admitted.unanswered)
             left_out = {**absent, **admitted.left_out}
             require_sites(config, f"round {round_number}", admitted.answered, left_out)
             progress.heads |= admitted.heads

@@ -5,7 +5,7 @@ Everything goes through Flower's `Grid`; every wait has a timeout.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from flwr.app import Message
@@ -52,14 +52,16 @@ def ask_round(
     node_of: dict[str, int] = {}
     for node, task in asked.items():  # one body at a time: together they would fill the memory
         node_of |= send(grid, {node: task.encode()}, LEARN, round_number)
+    waiting = dict(node_of)
     admitted = admit(
-        _collect(grid, node_of, timeout),
+        _collect(grid, waiting, timeout),
         {message_id: asked[node] for message_id, node in node_of.items()},
         {message_id: by_node[node] for message_id, node in node_of.items()},
         hear,
     )
     gone = {by_node[node].site: "its node is gone" for node in by_node.keys() - node_of.values()}
-    return replace(admitted, left_out={**admitted.left_out, **gone})
+    unanswered = {message_id: by_node[node].site for message_id, node in waiting.items()}
+    return replace(admitted, left_out={**admitted.left_out, **gone}, unanswered=unanswered)
 
 
 def deliver_student(grid: Grid, body: bytes, members: Mapping[str, Member], timeout: float) -> dict[str, str]:
@@ -94,7 +96,7 @@ def send(grid: Grid, bodies: Mapping[int, bytes], action: str, round_number: int
 def answers_to(grid: Grid, letters: dict[str, int], timeout: float) -> dict[int, Answer | str]:
     """Wait, take answered letters out of `letters`, return each node's answer or why it is none."""
     answers: dict[int, Answer | str] = {}
-    for reply in _collect(grid, letters, timeout):
+    for reply in _collect(grid, dict(letters), timeout):
         node = letters.pop(reply.metadata.reply_to_message_id, None)
         if node is None:
             continue  # answered twice
@@ -110,9 +112,11 @@ def in_words(answer: Answer | str) -> str:
     return answer if isinstance(answer, str) else "an answer about something else"
 
 
-def _collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> Iterator[Message]:
-    """Pull replies, a few at a time, until all are in or time is up; with no time, what is there."""
-    waiting = dict.fromkeys(message_ids)
+def _collect(grid: Grid, waiting: dict[str, int], timeout: float) -> Iterator[Message]:
+    """Pull replies, a few at a time, until all are in or time is up; with no time, what is there.
+
+    Who has answered is taken out of `waiting`.
+    """
     deadline = time.monotonic() + timeout
     pause = 0.001  # Flower's own loop sleeps for three seconds between looks
     while waiting:

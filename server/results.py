@@ -34,6 +34,7 @@ from common.summary import (
     write,
 )
 from server.admission import Admitted
+from server.metrics import RunMetrics
 from server.report.page import render
 
 log = logging.getLogger("flwr")  # shows where a Flower user looks
@@ -92,8 +93,11 @@ class Record(BaseModel):
 class Journal:
     """The rounds so far, kept in a record and, a line each, in `rounds.jsonl`."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, plan: Plan, record: Record) -> None:
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, plan: Plan, record: Record, metrics: RunMetrics
+    ) -> None:
         """Start the clock, or let it run on."""
+        self._metrics = metrics
         self._folder = folder.path
         self._config = config
         self._plan = plan
@@ -101,6 +105,7 @@ class Journal:
         self._started = time.monotonic() - record.seconds
         if record.rounds:  # a run that goes on: its file may have a line more than was kept
             self._write("w", record.rounds)
+        metrics.begin(plan.study, plan.rounds, len(record.plans), record.rounds)
 
     def note(
         self,
@@ -138,8 +143,9 @@ class Journal:
             bytes_up=_bytes(sizes),
         )
         record.rounds.append(line)
-        record.seconds = time.monotonic() - self._started
+        before, record.seconds = record.seconds, time.monotonic() - self._started
         self._write("a", [line])
+        self._metrics.observe(line, admitted, len(record.plans), record.seconds - before)
         with about(round=round_number):
             log.info("round %d of %d: %s", round_number, self._plan.rounds, in_words(line))
 

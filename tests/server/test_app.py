@@ -111,7 +111,7 @@ HOSTILE: dict[str, tuple[Answer, str]] = {
     "scale-negative": (release(scale=-1.0), "a malformed release"),
     "other-task": (release(task_digest=bytes(32)), "about another task"),
     "other-proxy": (release(proxy_digest=bytes(32)), "about another proxy"),
-    "other-round": (release(round=9), "about another round"),
+    "other-round": (release(round=9), "a release of round 9, while round"),
     "other-codec": (in_codec("fp16"), "in another codec"),
     "other-shape": (body(fewer_cases), "of another shape"),
     "more-steps": (release(steps=7), "another number of private steps"),

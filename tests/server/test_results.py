@@ -12,6 +12,7 @@ from common.rounding import at_most
 from common.runs import RunFolder
 from common.summary import Results, Round, read, statistic
 from server.admission import Admitted
+from server.metrics import RunMetrics
 from server.results import ROUNDS, Journal, Record, in_words, metrics_of
 
 SIZES = {"east": 200, "north": 300, "west": 400}
@@ -37,7 +38,10 @@ def admitted(
 def journal(tmp_path, public):
     with RunFolder.open(tmp_path / "run") as folder:
         plan = plan_of(CONFIG, study="run", proxy_digest=public.proxy.digest, classes=2)
-        yield Journal(folder, CONFIG, plan, Record(plans=dict.fromkeys(SIZES, plan))), folder.path
+        yield (
+            Journal(folder, CONFIG, plan, Record(plans=dict.fromkeys(SIZES, plan)), RunMetrics()),
+            folder.path,
+        )
 
 
 def finish(journal: Journal, folder: Path, public):
@@ -93,7 +97,7 @@ def test_each_site_pays_for_its_own_plan_and_only_for_the_rounds_that_it_was_ask
     poor = plan.within(0.3, 2)
     with RunFolder.open(tmp_path / "run") as folder:
         record = Record(plans={"east": plan, "north": poor})
-        journal = Journal(folder, CONFIG, plan, record)
+        journal = Journal(folder, CONFIG, plan, record, RunMetrics())
         journal.note(1, admitted("north"), ["north"], {"east": "nobody answered to this name"}, SCORES)
         journal.note(2, admitted("east north"), ["east", "north"], {}, SCORES)
         journal.note(3, admitted("east"), ["east"], {"north": "its own plan ended with round 2"}, SCORES)
