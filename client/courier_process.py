@@ -65,7 +65,7 @@ def supernode_command(folder: CourierFolder, port: int) -> list[str]:
         *("client.supernode", str(folder.certificate), str(folder.certificate_key)),
         *("--superlink", folder.settings.address, "--root-certificates", str(folder.authority)),
         *("--auth-supernode-private-key", str(folder.node_key)),
-        *("--node-config", f'custodian="{folder.settings.custodian}"'),
+        *("--node-config", f'custodian="{folder.settings.custodian}" site="{folder.settings.site}"'),
         *("--isolation", "process", "--host", "127.0.0.1", "--port", str(port)),
         *("--superexec-auth-secret-file", str(folder.executor_key)),
     ]

@@ -13,13 +13,17 @@ from pathlib import Path
 import grpc
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common.config import parse_config_args
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import app as courier
 from client.connection import Connection, connect
+from client.courier_process import supernode_command
+from client.courier_settings import CourierFolder, CourierSettings
 from client.custodian_pb2 import Body
 from client.custodian_pb2_grpc import CustodianServicer, add_CustodianServicer_to_server
 from common.envelope import OFFER, seal, unseal
+from common.logs import VARIABLE
 from common.messages import Greeting, Offer, Receipt, Refusal, Rule, decode_answer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +52,32 @@ OFFERED = seal(Offer(bytes(32)).encode())
 
 def test_without_a_custodian_in_the_node_config_the_site_is_unavailable():
     assert answer_to(OFFERED).rule is Rule.UNAVAILABLE
+
+
+def test_its_lines_say_which_run_round_and_site_they_are_about(loggers_as_before, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, "json")
+    asked = message(OFFERED)
+    for group, number in (("3", 3), ("", 0), ("9" * 5000, 999_999_999), ("patient 7", 0)):
+        asked.metadata.__dict__["_group_id"] = group
+        told = context(site="north")
+        told.run_config = {"run-id": "trial"}
+        reply = courier.app(asked, told)
+        assert decode_answer(unseal(reply.content)).rule is Rule.UNAVAILABLE
+        line = json.loads(capsys.readouterr().err)
+        assert (line["run"], line["round"], line["site"]) == ("trial", number, "north")
+        assert line["message"] == "the custodian gives no answer: the node config names no custodian"
+
+
+def test_a_form_of_the_log_that_there_is_none_of_makes_the_site_unavailable(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "xml")
+    assert answer_to(OFFERED).rule is Rule.UNAVAILABLE
+
+
+def test_a_sites_courier_is_told_its_custodian_and_its_name(tmp_path):
+    settings = CourierSettings(site="north", address="host:1", bundle="0" * 64, custodian="unix:/door.sock")
+    command = supernode_command(CourierFolder(tmp_path, settings), 1)
+    node_config = parse_config_args([command[command.index("--node-config") + 1]])
+    assert node_config == {"custodian": "unix:/door.sock", "site": "north"}
 
 
 def test_no_run_config_can_name_a_custodian_or_make_a_real_site_simulate():

@@ -21,8 +21,8 @@ from client.connection import OPTIONS, connect
 from client.custodian_pb2 import Body, Plan, Price
 from client.custodian_pb2_grpc import CustodianStub
 from client.policy import read_policy
-from client.served import asked_plans, release_log
-from client.service import MOST_WAITING
+from client.served import asked_plans, open_ledger, release_log
+from client.service import GRACE, MOST_WAITING
 from common.messages import Greeting, Offer, Receipt, Refusal, Release, Rule, decode_answer
 
 pytestmark = pytest.mark.slow
@@ -222,6 +222,31 @@ def test_sigterm_lets_no_release_leave_before_its_time(hospital):
         assert served.process.wait(timeout=30) == 0
         assert decode_answer(learning.result()).rule is Rule.UNAVAILABLE
     assert list(release_log(read_policy(hospital.policy_path)).read()) == []
+
+
+def test_sigterm_in_the_middle_of_a_long_lesson_ends_it_within_ten_seconds(hospital):
+    hospital.amend({"rounds = 200": "rounds = 200\nsteps-per-round = 10000\nepochs = 1000000"})
+    plan = hospital.plan()
+    endless = plan.student.model_dump() | {"model": "mlp", "private_layers": "all", "epochs": 1_000_000}
+    task = hospital.task(plan=hospital.plan(student=endless))
+    policy = read_policy(hospital.policy_path)
+    with hospital.served() as served, ThreadPoolExecutor() as pool:
+        learning = pool.submit(acquainted(hospital).learn, task.encode())
+        with open_ledger(policy) as ledger:
+            while all(entry.kind != "charge" for entry in ledger.entries()):
+                time.sleep(0.05)
+        while not loaded(served.process.pid, "libtorch"):
+            time.sleep(0.05)
+        time.sleep(2)
+        began = time.monotonic()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=10) == 0
+        assert time.monotonic() - began > GRACE - 1  # the lesson had its grace
+        assert decode_answer(learning.result()).rule is Rule.UNAVAILABLE
+        assert "a task was still running; it is charged" in served.log
+    with open_ledger(policy) as ledger:
+        assert [entry.kind for entry in ledger.entries()] == ["begin", "reserve", "charge"]
+        assert not ledger.verify().findings
 
 
 def test_a_second_custodian_is_told_so(hospital):
