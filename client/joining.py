@@ -80,6 +80,7 @@ def join(kit: Kit, folder: Path, choices: Choices) -> Joined:
         raise UserError(f"{folder} is not empty: a site is founded once")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        (folder / "custodian").mkdir(mode=0o700)  # not even names and times of its files are the courier's
         policy = found(folder / "custodian", choices)
         (folder / "door").mkdir(mode=0o750)  # the courier's account reaches it through its group
         settings = _write_courier(kit, folder, choices.listen)

@@ -90,7 +90,8 @@ def test_a_kit_becomes_a_site_whose_halves_fit_together(tmp_path, kit, choices, 
     assert policy.service.listen == courier.settings.custodian == f"unix:{tmp_path}/site/door/custodian.sock"
     assert (policy.site, courier.settings.bundle) == ("north", MANIFEST.bundle)
     assert courier.node_key.read_bytes() == credentials[0][NODE_KEY]
-    assert (tmp_path / "site" / "courier").stat().st_mode & 0o777 == 0o700
+    for own in ("courier", "custodian"):
+        assert (tmp_path / "site" / own).stat().st_mode & 0o777 == 0o700
     for secret in (*SECRET, "superexec.key"):
         assert (tmp_path / "site" / "courier" / secret).stat().st_mode & 0o777 == 0o600
     unit = (tmp_path / "site" / "systemd" / "grandrounds-custodian.service").read_text()
