@@ -52,7 +52,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from common.fitness import CASES, shaken
+from common.fitness import CASES, shaken, tried_cases
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -464,7 +464,7 @@ def _distance(model: nn.Module, case_shape: tuple[int, ...]) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tried = shaken(model)
-        x_B = torch.randn(CASES, *case_shape)
+        x_B = tried_cases(case_shape)
         y_B = torch.arange(CASES) % tried(x_B).shape[1]
         trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
         of_case = [

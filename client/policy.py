@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
-from common.config import Layers, first_complaint
+from common.config import FeatureKind, Layers, first_complaint
 from common.errors import ConfigError, UserError
 from common.messages import Rule
 from common.plan import Plan
@@ -86,7 +86,7 @@ class StudentPolicy(Strict):
     """The student this site trains, if not the one that the coordinator proposes."""
 
     model: str
-    features: Literal["none", "pca", "scattering"] = "none"
+    features: FeatureKind = "none"
     feature_size: Count = 128
     private_layers: Layers = "head"
 

@@ -7,6 +7,7 @@ a site in turn.
 from dataclasses import dataclass
 
 from common.config import Layers, Network
+from common.texts import is_text
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Architecture:
 
     Attributes:
         model: A name from the registry, or `module:Class`.
-        features: `none`, `pca` or `scattering`.
+        features: Kind of frozen public features (`common.features`).
         feature_size: Columns kept by the PCA that is fitted on the proxy.
         layers: Which layers of a deep model learn above a public trunk.
     """
@@ -39,6 +40,12 @@ MIXED: dict[str, tuple[Architecture, ...]] = {
         Architecture("linear", "scattering", 64),
         Architecture("linear", "scattering", 192),
     ),
+    "text": (
+        Architecture("linear", "words", 128),
+        Architecture("text"),
+        Architecture("mlp", "words", 128),
+        Architecture("linear", "words", 192),
+    ),
 }
 
 
@@ -49,5 +56,6 @@ def architecture_of(settings: Network) -> Architecture:
 
 def mixed_architecture(case_shape: tuple[int, ...], place: int) -> Architecture:
     """The architecture of the site in this place when students are mixed."""
-    kinds = MIXED["image" if len(case_shape) == 3 else "table"]
+    kind = "text" if is_text(case_shape) else "image" if len(case_shape) == 3 else "table"
+    kinds = MIXED[kind]
     return kinds[place % len(kinds)]

@@ -22,6 +22,9 @@ Scalar = str | int | float | bool
 Layers = Literal["head", "last-block", "all"]
 """Which layers of a deep model learn; those below are a trunk that public cases have made."""
 
+FeatureKind = Literal["none", "pca", "scattering", "words"]
+"""What may stand frozen in front of a model; `scattering` is for images, `words` for texts."""
+
 MOST_STEPS = 10_000
 """Rounds of a run, and private steps of a round, at most."""
 
@@ -86,7 +89,7 @@ class Network(Distillation):
 
     model: str = "linear"
     """A name from the registry, or `module:Class`."""
-    features: Literal["none", "pca", "scattering"] = "none"
+    features: FeatureKind = "none"
     """Frozen public features in front of the model, fitted on the proxy only."""
     feature_size: Count = 128
     """Columns kept by the PCA that is fitted on the proxy."""
@@ -117,7 +120,7 @@ class Teacher(Network):
 class Student(Network):
     """The model a site trains; a site's own policy may choose another."""
 
-    features: Literal["none", "pca", "scattering"] = "pca"
+    features: FeatureKind = "pca"
     """Frozen public features in front of the model, fitted on the proxy only."""
     feature_size: Count = 16
     """Columns kept by the PCA that is fitted on the proxy: the fewer, the less noise a private step needs."""
@@ -197,7 +200,7 @@ class Data(Strict):
 class RunConfig(Strict):
     """Everything a coordinator may ask for in one run."""
 
-    scenario: Literal["heart", "thyroid", "fashion", "own"] = "heart"
+    scenario: Literal["heart", "thyroid", "fashion", "reviews", "own"] = "heart"
     """Which data; a scenario's file sets all the rest as well."""
     method: Literal["descent", "oneshot", "fedmd"] = "descent"
     """How the ensemble moves the central state."""

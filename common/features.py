@@ -2,7 +2,8 @@
 
 The gradients of a small head are short vectors, so the noise that hides one patient in them hurts little.
 All that comes before the head is fixed by public cases alone, the *proxy*: a scattering transform, the trunk
-of a network that learned from them (`common.trunks`), and behind either a PCA fitted on the proxy. It keeps
+of a network that learned from them (`common.trunks`), the words of a text weighted by how rare they are, and
+behind each a PCA fitted on the proxy. It keeps
 the directions in which public cases differ most and divides each by the square root of its standard deviation
 ("half whitening"), so that a gradient step reaches the smaller ones too, and noise in them is not blown up as
 by full whitening.
@@ -34,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from common import seeds
 from common.config import Layers
@@ -50,6 +52,7 @@ from common.models import (
     read_card,
 )
 from common.scattering import scatter
+from common.texts import LARGEST_VOCABULARY, PADDING, is_text
 
 Floats = NDArray[np.float32]
 
@@ -78,7 +81,7 @@ class Features(nn.Module):
     process.
 
     Attributes:
-        kind: `none`, `pca` or `scattering`.
+        kind: One of `KINDS`.
         name: Kind and digest: equal names mean equal features.
         shape: Shape of what a head sees: (K,), or the case's own shape for `none`.
         raw: Maps x (N, *case_shape) to (N, R).
@@ -164,6 +167,50 @@ class Scattering(nn.Module):
         return coefficients_NR.sign() * (coefficients_NR.abs() / self.unit).log1p()
 
 
+class Words(nn.Module):
+    """Which pieces a text has, each weighted by its inverse document frequency, as a vector of length 1.
+
+    With the PCA behind it this is latent semantic analysis (Deerwester et al. 1990, *Indexing by latent
+    semantic analysis*, JASIS 41:6): texts come close to one another that share words, or words that others
+    share.
+    """
+
+    rarity: Tensor
+
+    def __init__(self) -> None:
+        """Start with equal weights."""
+        super().__init__()
+        self.register_buffer("rarity", torch.ones(LARGEST_VOCABULARY))
+
+    def fit(self, ids_N1L: Tensor) -> None:
+        """Set the weights by public texts: log((1 + N) / (1 + texts that have the piece)) + 1."""
+        with_it_V = sum(_present(piece).sum(dim=0) for piece in ids_N1L.split(CASES_AT_ONCE))
+        self.rarity = ((1 + len(ids_N1L)) / (1 + torch.as_tensor(with_it_V))).log() + 1
+
+    def forward(self, ids_N1L: Tensor) -> Tensor:
+        """Map texts to (N, R)."""
+        return normalize(_present(ids_N1L) * self.rarity, dim=1)
+
+
+def _present(ids_N1L: Tensor) -> Tensor:
+    ids_NL = ids_N1L.flatten(1).long()
+    present_NV = torch.zeros(len(ids_NL), LARGEST_VOCABULARY).scatter_(1, ids_NL, 1.0)
+    present_NV[:, PADDING] = 0.0
+    return present_NV
+
+
+def piece_vectors(words: "Features", at_most: int) -> Tensor:
+    """What each piece adds to the leading components of a text that has it, (V, K), before it is scaled.
+
+    Args:
+        words: Features of the kind `words`.
+        at_most: Most components.
+    """
+    if not isinstance(words.raw, Words) or not isinstance(words.projection, Projection):
+        raise ValueError(f"features of kind {words.kind} know no pieces")
+    return words.raw.rarity[:, None] * words.projection.directions[:, :at_most]
+
+
 class Projection(nn.Module):
     """Subtract the proxy's mean, project on its principal directions, scaled."""
 
@@ -238,7 +285,11 @@ class FeaturedModel(nn.Module):
 # ---- Fitting -----------------------------------------------------------------------------------------------
 
 
-RAW: Mapping[str, Callable[[], nn.Module]] = {"pca": nn.Flatten, "scattering": Scattering}
+RAW: Mapping[str, Callable[[], nn.Module]] = {
+    "pca": nn.Flatten,
+    "scattering": Scattering,
+    "words": Words,
+}
 """How each kind makes raw features of a case, before its PCA."""
 
 KINDS = ("none", *RAW)
@@ -255,7 +306,7 @@ def fit_features(kind: str, proxy_x: Floats, size: int, seed: int) -> Features:
             otherwise nothing depends on it.
 
     Raises:
-        ConfigError: if the kind is unknown, or scattering is asked of a table.
+        ConfigError: if the kind is unknown or isn't for such cases.
         UserError: if the cases are all alike.
     """
     _check_kind(kind, proxy_x.shape[1:])
@@ -304,8 +355,11 @@ def above_trunk(
 
 def _fit(kind: str, proxy_x: Floats, size: int, seed: int, digest: str) -> Features:
     looked_at, raw = _looked_at(proxy_x, seed), RAW[kind]()
-    if isinstance(raw, Scattering):
-        raw.fit(torch.tensor(looked_at[:CASES_AT_ONCE]))
+    match raw:
+        case Scattering():
+            raw.fit(torch.tensor(looked_at[:CASES_AT_ONCE]))
+        case Words():
+            raw.fit(torch.tensor(looked_at))
     raw_NR = Features(kind, raw, nn.Identity(), (), digest).transform(looked_at)
     projection = Projection.fit(raw_NR, size)
     return Features(kind, raw, projection, tuple(projection.directions.shape[1:]), digest)
@@ -327,9 +381,14 @@ def _check_kind(kind: str, case_shape: CaseShape) -> None:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError("features", "features", kind, f"one of {', '.join(KINDS)}{hint}")
     if kind == "scattering" and len(case_shape) != 3:
-        raise ConfigError(
-            "features", "features", kind, f"none or pca for cases of shape {case_shape}: it takes images"
-        )
+        wrong = f"none or pca for cases of shape {case_shape}: it takes images"
+    elif kind == "words" and not is_text(case_shape):
+        wrong = f"none or pca for cases of shape {case_shape}: it takes texts"
+    elif kind == "pca" and is_text(case_shape):
+        wrong = "words, or model = text with features = none: the numbers of a text's pieces have no order"
+    else:
+        return
+    raise ConfigError("features", "features", kind, wrong)
 
 
 # ---- On disk -----------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from common.errors import UserError
+from common.texts import LEAST_VOCABULARY, is_text
 
 CASES = 4
 SHAKE = 0.1
@@ -44,7 +45,7 @@ def require_cases_apart(model: nn.Module, case_shape: tuple[int, ...]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tried = shaken(model)
-        x_B, others_B = torch.randn(2, CASES, *case_shape)
+        x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
         try:
             wrong = next(_complaints(tried, x_B, others_B), "")
         except Exception as error:  # the user's own code may raise anything
@@ -66,7 +67,7 @@ def require_frozen_apart(trunk: nn.Module, case_shape: tuple[int, ...]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tried = copy.deepcopy(trunk).eval()
-        x_B, others_B = torch.randn(2, CASES, *case_shape)
+        x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
         together, before = _says(tried, x_B), _numbers(tried)
         alone = torch.cat([_says(tried, case[None]) for case in x_B])
         _says(tried, others_B)
@@ -80,6 +81,13 @@ def require_frozen_apart(trunk: nn.Module, case_shape: tuple[int, ...]) -> None:
             wrong = "it draws chance, or remembers cases"
     if wrong:
         raise UserError(f"nothing can be trained in private above {type(trunk).__name__}: {wrong}")
+
+
+def tried_cases(case_shape: tuple[int, ...]) -> Tensor:
+    """Draw cases to try a model on: ids of every vocabulary where cases are texts, else numbers."""
+    if is_text(case_shape):
+        return torch.randint(LEAST_VOCABULARY, (CASES, *case_shape)).float()
+    return torch.randn(CASES, *case_shape)
 
 
 def shaken(model: nn.Module) -> nn.Module:

@@ -9,8 +9,8 @@ batch, and then no gradient is one patient's alone.
 A model file is safetensors with a `ModelCard` in its header. Nothing is ever unpickled, and a file can't
 name code to run.
 
-Shapes: N cases, C classes, D features; `case_shape` is (D,) for tables and (colours, height, width) for
-images.
+Shapes: N cases, C classes, D features, L ids; `case_shape` is (D,) for tables, (1, L) for texts and (colours,
+height, width) for images.
 """
 
 import copy
@@ -33,6 +33,7 @@ from common.config import Layers
 from common.errors import ConfigError, UserError
 from common.fitness import require_cases_apart
 from common.runs import write_whole
+from common.texts import LARGEST_VOCABULARY, PADDING, is_text
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,24 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.inner(x) + self.around(x))
 
 
+class MeanOfPieces(nn.Module):
+    """The mean of the vectors of a text's pieces; padding has no say, and an empty text is zero."""
+
+    embedding: nn.Embedding
+
+    def __init__(self, width: int) -> None:
+        """Give every id that a text may have a vector of `width`."""
+        super().__init__()
+        self.embedding = nn.Embedding(LARGEST_VOCABULARY, width, padding_idx=PADDING)
+
+    def forward(self, ids_N1L: Tensor) -> Tensor:
+        """Return (N, width)."""
+        ids_NL = ids_N1L.flatten(1).long()
+        there_NL1 = (ids_NL != PADDING).unsqueeze(2).float()
+        mean_ND: Tensor = (self.embedding(ids_NL) * there_NL1).sum(dim=1) / there_NL1.sum(dim=1).clamp(min=1)
+        return mean_ND
+
+
 def _linear(case_shape: CaseShape, num_classes: int) -> Classifier:
     model = Classifier(nn.Flatten(), math.prod(case_shape), num_classes)
     # Its loss is convex, so the start decides nothing: it begins without an opinion.
@@ -135,15 +154,24 @@ def _resnet_gn(case_shape: CaseShape, num_classes: int) -> Classifier:
     return Classifier(trunk, 64, num_classes)
 
 
+def _text(case_shape: CaseShape, num_classes: int) -> Classifier:
+    """A deep averaging network (Iyyer et al. 2015, doi:10.3115/v1/P15-1162)."""
+    trunk = nn.Sequential(MeanOfPieces(64), nn.LayerNorm(64), nn.Linear(64, 64), nn.ReLU())
+    return Classifier(trunk, 64, num_classes)
+
+
 REGISTRY: Mapping[str, Callable[[CaseShape, int], Classifier]] = {
     "linear": _linear,
     "mlp": _mlp,
     "cnn": _cnn,
     "resnet-gn": _resnet_gn,
+    "text": _text,
 }
-"""At 28 × 28 grey pixels and 10 classes: 7,850, 109,386, 26,554 and 77,562 parameters."""
+"""At 28 × 28 grey pixels and 10 classes: 7,850, 109,386, 26,554 and 77,562 parameters; at texts and 2 classes
+528,706."""
 
 FOR_IMAGES = frozenset({"cnn", "resnet-gn"})
+FOR_TEXTS = frozenset({"text"})
 
 
 # ---- Building ----------------------------------------------------------------------------------------------
@@ -221,6 +249,12 @@ def _check_registered(name: str, case_shape: CaseShape) -> None:
         near = get_close_matches(name, REGISTRY, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise _refused(name, f"one of {', '.join(REGISTRY)}, or module:Class{hint}")
+    if is_text(case_shape) and name not in FOR_TEXTS:
+        raise _refused(name, f"text, or features = words: cases are texts, and {name!r} takes numbers")
+    if name in FOR_TEXTS and not is_text(case_shape):
+        raise _refused(
+            name, f"linear or mlp for cases of shape {case_shape}: {name!r} takes texts as they are"
+        )
     if name not in FOR_IMAGES:
         return
     if len(case_shape) != 3:

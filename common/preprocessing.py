@@ -1,10 +1,10 @@
 """From records to arrays, with constants that come from the public proxy only.
 
 A `FeatureSpec` is a declaration: this column is a number (perhaps on a log scale, perhaps plausible only
-within bounds), a category, or an image. `Preprocessing.fit` adds what has to be measured (means, scales,
-thresholds, the categories where they weren't declared) on the *proxy's* records. The result is plain data
-that travels with the proxy and is part of its digest, so every site encodes its records in the same way and
-none of them needs to look at its own distribution.
+within bounds), a category, an image, or free text. `Preprocessing.fit` adds what has to be measured (means,
+scales, thresholds, the categories where they weren't declared) on the *proxy's* records. The result is plain
+data that travels with the proxy and is part of its digest, so every site encodes its records in the same way
+and none of them needs to look at its own distribution.
 
 Numbers are divided by *two* standard deviations, so that they weigh about as much as a yes or no does (Gelman
 2008, *Scaling regression inputs by dividing by two standard deviations*, Statistics in Medicine 27:2865).
@@ -19,7 +19,7 @@ t)-quantile, as a laboratory flags a result low or high. They let a linear head 
 at either end, and small heads cost little under differential privacy: on the thyroid data a linear model
 without them has an AUROC of 68, with them 96, both without privacy.
 
-Shape legend: N cases, D encoded columns, C channels, H height, W width.
+Shape legend: N cases, D encoded columns, C channels, H height, W width, L ids.
 """
 
 import json
@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 from common.errors import UserError
 from common.records import AnyArray, Cases, Float32s, Floats, Ints, Records
 from common.strict import Strict
+from common.texts import LARGEST_VOCABULARY, LEAST_VOCABULARY, Pieces, encode_texts
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -78,7 +79,38 @@ class PixelsSpec(Strict):
     name: Name = "pixels"
 
 
-FeatureSpec = Annotated[NumericSpec | CategoricalSpec | PixelsSpec, Field(discriminator="kind")]
+class Text(Strict):
+    """A column of free text; it must be the only feature. Nothing of it is measured (`common.texts`)."""
+
+    kind: Literal["text"] = "text"
+    name: Name
+    pieces: Pieces = "subwords"
+    """What of a text gets an id: its words, or its words and their character n-grams."""
+    vocabulary: Annotated[int, Field(ge=LEAST_VOCABULARY, le=LARGEST_VOCABULARY)] = LARGEST_VOCABULARY
+    """How many ids there are."""
+    length: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Ids of one text: what it has more is left off."""
+
+    @property
+    def encoded_names(self) -> tuple[str, ...]:
+        """Ids have no column names."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one case: a line of ids, as an image has a colour of rows and columns."""
+        return 1, self.length
+
+    def encode(self, values_N: AnyArray, limit: float) -> Float32s:
+        """Encode (N,) texts as (N, 1, L) ids; a missing text is all padding."""
+        return encode_texts(values_N.tolist(), self.vocabulary, self.length, self.pieces)[:, None]
+
+    def has_made(self, x: Float32s) -> bool:
+        """Whether these cases can be texts of this vocabulary: they are whole numbers within it."""
+        return bool(np.all((x >= 0) & (x < self.vocabulary) & (x == np.floor(x))))
+
+
+FeatureSpec = Annotated[NumericSpec | CategoricalSpec | PixelsSpec | Text, Field(discriminator="kind")]
 
 
 class Numeric(Strict):
@@ -172,7 +204,9 @@ class Pixels(Strict):
         return np.clip(np.where(np.isnan(z_NCHW), np.float32(0), z_NCHW), -limit, limit)
 
 
-Feature = Annotated[Numeric | Categorical | Pixels, Field(discriminator="kind")]
+Feature = Annotated[Numeric | Categorical | Pixels | Text, Field(discriminator="kind")]
+WHOLE_CASES = (Pixels, Text)
+"""Features that make a case by themselves."""
 
 
 class Preprocessing(Strict):
@@ -193,9 +227,9 @@ class Preprocessing(Strict):
             raise ValueError("two features have the same name")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("two classes have the same name")
-        if len(names) > 1 and any(isinstance(feature, Pixels) for feature in self.features):
-            raise ValueError("pixels must be the only feature")
-        if not self._is_pixels and not self.encoded_names:
+        if len(names) > 1 and any(isinstance(feature, WHOLE_CASES) for feature in self.features):
+            raise ValueError("pixels or a text must be the only feature")
+        if not isinstance(self.features[0], WHOLE_CASES) and not self.encoded_names:
             raise ValueError("the features have no encoded column (no category is known)")
         return self
 
@@ -214,18 +248,14 @@ class Preprocessing(Strict):
         return cls(features=tuple(_fit(spec, records) for spec in specs), classes=tuple(classes))
 
     @property
-    def _is_pixels(self) -> bool:
-        return isinstance(self.features[0], Pixels)
-
-    @property
     def case_shape(self) -> tuple[int, ...]:
-        """Shape of one encoded case: (D,) for tables, (C, H, W) for images."""
+        """Shape of one encoded case: (D,) for tables, (1, L) for texts, (C, H, W) for images."""
         first = self.features[0]
-        return first.shape if isinstance(first, Pixels) else (len(self.encoded_names),)
+        return first.shape if isinstance(first, WHOLE_CASES) else (len(self.encoded_names),)
 
     @property
     def encoded_names(self) -> tuple[str, ...]:
-        """Names of the D encoded columns of a table; empty for images."""
+        """Names of the D encoded columns of a table; empty for images and texts."""
         return tuple(name for feature in self.features for name in feature.encoded_names)
 
     def encode(self, records: Records) -> Cases:
@@ -238,7 +268,7 @@ class Preprocessing(Strict):
             UserError: if the records lack a column or have one of another type; it quotes no record.
         """
         blocks = [feature.encode(_column(records, feature), self.limit) for feature in self.features]
-        x = blocks[0] if self._is_pixels else np.concatenate(blocks, axis=1)
+        x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
         if x.shape[1:] != self.case_shape:
             raise UserError(f"the arrays have shape {x.shape[1:]} and the proxy's have {self.case_shape}")
         patients = records.patients
@@ -250,6 +280,11 @@ class Preprocessing(Strict):
             else np.unique(patients, return_inverse=True)[1].astype(np.int64),
             groups=records.groups,
         )
+
+    def fits(self, x: Float32s) -> bool:
+        """Whether cases that came from elsewhere hold only ids that there are, where they are texts."""
+        first = self.features[0]
+        return not isinstance(first, Text) or first.has_made(x)
 
     def _class_numbers(self, target: AnyArray) -> Ints:
         labels = np.asarray(target, dtype=str)
@@ -333,6 +368,8 @@ def _fit(spec: FeatureSpec, records: Records) -> Feature:
                 reference=spec.reference,
                 other_column=spec.other_column,
             )
+        case Text():
+            return spec
         case PixelsSpec():
             if values.dtype == np.uint8:  # bytes have a public range of their own
                 mean, scale = 0.0, 255.0
@@ -392,7 +429,7 @@ def _transformed(values: Floats, transform: Transform, floor: float) -> Floats:
     return np.log(np.maximum(values, floor)) if transform == "log" else values
 
 
-_DTYPE_KINDS = {"numeric": "f", "categorical": "UO", "pixels": "fu"}
+_DTYPE_KINDS = {"numeric": "f", "categorical": "UO", "pixels": "fu", "text": "UO"}
 """NumPy's letters for what a kind of feature may be stored as."""
 
 

@@ -54,6 +54,8 @@ class Proxy:
             )
         if not np.isfinite(self.x).all():
             raise ValueError("the proxy has a value that isn't finite")
+        if not self.preprocessing.fits(self.x):
+            raise ValueError("the proxy has texts of other ids than its vocabulary's")
         if self.y.min() < -1 or self.y.max() >= len(self.preprocessing.classes):
             raise ValueError("the proxy has a label that is no class")
         for name in ("x", "y"):

@@ -29,7 +29,8 @@ class Records:
 
     Attributes:
         columns: Tabular: name → (N,) float64 with NaN for missing, or (N,) str with "" for missing. Images:
-            one (N, C, H, W) array of uint8 or float32.
+            one (N, C, H, W) array of uint8 or float32. Texts: (N,) objects, each a str, since in an array of
+            str the longest would set the size of all.
         target: (N,) str labels; "" is unlabelled.
         patients: (N,) str patient ids, or None where each record is its own unit of privacy.
         groups: (N,) str subgroup values such as sex or age band: for audits of fairness, never model inputs.

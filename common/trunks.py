@@ -6,8 +6,9 @@ things at once:
 
 - *feature matching* (FitNets, Romero et al. 2015, arXiv:1412.6550, equation 3): a linear map of what it makes
   of a case must give that case's principal components, each with variance 1: of its scattering coefficients
-  where it is an image, of itself where it is a row of a table. This needs no label, and any case will do: so
-  images are shifted and mirrored, and rows mixed with one another;
+  where it is an image, of its words where it is a text, of itself where it is a row of a table. This needs
+  no label, and any case will do: so images are shifted and mirrored, texts lose words, and rows are mixed
+  with one another;
 - the labels, where the proxy has some: cross-entropy through a head that is thrown away.
 
 Everything follows from the proxy and a fixed public seed: every party trains the same trunk, and a process
@@ -28,11 +29,12 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import seeds
-from common.features import Features, fit_features
+from common.features import Features, fit_features, piece_vectors
 from common.losses import feature_matching_loss
 from common.memo import Memo
-from common.models import SMALLEST_SIDE, CaseShape, build, head_of, trunk_of
+from common.models import SMALLEST_SIDE, CaseShape, MeanOfPieces, build, head_of, trunk_of
 from common.proxy import Proxy
+from common.texts import is_text
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ VIEWS = 4
 """Views of each case that are trained on: the case, and with other shifts or other partners."""
 SHIFT = 1 / 14
 """Farthest that an image is shifted, as a share of its side."""
+LOSS = 0.2
+"""Share of a text's pieces that a view of it lacks."""
 
 
 def public_trunk(name: str, features: Features, proxy: Proxy) -> nn.Module:
@@ -79,37 +83,63 @@ def _train(name: str, features: Features, proxy: Proxy) -> nn.Module:
     drawn, shape = torch.Generator().manual_seed(seed), proxy.x.shape[1:]
     cases_N = torch.from_numpy(np.array(proxy.x))
     views_V = torch.cat([cases_N, *(_view(cases_N, drawn) for _ in range(VIEWS - 1))])
-    target = fit_features("scattering" if _is_picture(shape) else "pca", proxy.x, MATCHED, 0)
+    target = fit_features(_matched_kind(shape), proxy.x, MATCHED, 0)
     matched_VT = target.transform(views_V)
     matched_VT /= matched_VT[: len(cases_N)].std(dim=0)
-    seen_V = features.transform(views_V)
-    label_N = torch.from_numpy(np.array(proxy.y))
-    labelled_L = torch.nonzero(label_N >= 0).flatten()
     network = build(name, features.shape, len(proxy.preprocessing.classes), seed)
     trunk, head = trunk_of(network), head_of(network)
+    seen_V, deep = features.transform(views_V), trunk
+    if isinstance(trunk, nn.Sequential) and isinstance(trunk[0], MeanOfPieces):
+        seen_V, deep = _take_over_words(trunk[0], target, seen_V), trunk[1:]
+    label_N = torch.from_numpy(np.array(proxy.y))
+    labelled_L = torch.nonzero(label_N >= 0).flatten()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         regressor = nn.Linear(head.in_features, matched_VT.shape[1])
 
     def loss() -> Tensor:
         view_B = torch.randint(len(seen_V), (BATCH,), generator=drawn)
-        value = feature_matching_loss(regressor(trunk(seen_V[view_B])), matched_VT[view_B])
+        value = feature_matching_loss(regressor(deep(seen_V[view_B])), matched_VT[view_B])
         value = value / regressor.out_features
         if len(labelled_L):
             case_B = labelled_L[torch.randint(len(labelled_L), (BATCH,), generator=drawn)]
-            value = value + SHARE_OF_LABELS * cross_entropy(head(trunk(seen_V[case_B])), label_N[case_B])
+            value = value + SHARE_OF_LABELS * cross_entropy(head(deep(seen_V[case_B])), label_N[case_B])
         return value
 
-    _minimise(loss, [*trunk.parameters(), *head.parameters(), *regressor.parameters()])
+    _minimise(loss, [*deep.parameters(), *head.parameters(), *regressor.parameters()])
     return trunk.requires_grad_(False).eval()
 
 
-def _is_picture(case_shape: CaseShape) -> bool:
-    return len(case_shape) == 3 and min(case_shape[1:]) >= SMALLEST_SIDE
+def _take_over_words(pieces: MeanOfPieces, words: Features, ids_N1L: Tensor) -> Tensor:
+    """Give each piece of a text its vector in closed form: so many would learn little in few steps.
+
+    A piece's vector is its share in the leading components of public texts, so that the mean over a text is
+    its latent semantic analysis. Shifted and scaled, these means have mean 0 and variance 1.
+
+    Returns:
+        What the layers above see of the texts, (N, D).
+    """
+    with torch.no_grad():
+        weight_VD = pieces.embedding.weight
+        vectors_VK = piece_vectors(words, at_most=weight_VD.shape[1])
+        weight_VD[:, : vectors_VK.shape[1]] = vectors_VK
+        mean_ND = torch.cat([pieces(some) for some in ids_N1L.split(BATCH)])
+        deviation_D = mean_ND.std(dim=0).clamp(min=1e-6)
+        weight_VD.sub_(mean_ND.mean(dim=0)).div_(deviation_D)
+        return (mean_ND - mean_ND.mean(dim=0)) / deviation_D
+
+
+def _matched_kind(case_shape: CaseShape) -> str:
+    """Name the features whose components a trunk must give."""
+    if is_text(case_shape):
+        return "words"
+    return "scattering" if len(case_shape) == 3 and min(case_shape[1:]) >= SMALLEST_SIDE else "pca"
 
 
 def _view(x_N: Tensor, drawn: torch.Generator) -> Tensor:
-    """Look at public cases another way: images shifted and mirrored, rows mixed with other rows."""
+    """Look at public cases another way: images shifted and mirrored, texts less a few words, rows mixed."""
+    if is_text(x_N.shape[1:]):
+        return x_N * (torch.rand(x_N.shape, generator=drawn) >= LOSS)
     if x_N.dim() != 4:
         share_N1 = torch.rand((len(x_N), 1), generator=drawn)
         return share_N1 * x_N + (1 - share_N1) * x_N[torch.randperm(len(x_N), generator=drawn)]

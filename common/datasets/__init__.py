@@ -7,7 +7,7 @@ records and is for `client.private_data` alone.
 from collections.abc import Mapping
 
 from common.config import RunConfig
-from common.datasets import fashion, heart, own, thyroid
+from common.datasets import fashion, heart, own, reviews, thyroid
 from common.datasets.scenario import PublicData, Scenario, SiteInfo
 from common.records import Records
 
@@ -17,6 +17,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "heart": heart.SCENARIO,
     "thyroid": thyroid.SCENARIO,
     "fashion": fashion.SCENARIO,
+    "reviews": reviews.SCENARIO,
     "own": own.SCENARIO,
 }
 

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from common.config import first_complaint
 from common.errors import ConfigError, UserError
-from common.preprocessing import FeatureSpec, Name, PixelsSpec
+from common.preprocessing import FeatureSpec, Name, PixelsSpec, Text
 from common.strict import Strict
 
 Count = Annotated[int, Field(ge=1)]
@@ -122,7 +122,7 @@ def _contradictions(description: Description) -> list[tuple[bool, str, object, s
     """Return what keys could get wrong together: is it so, key, value, what would be right."""
     names, pooled = [feature.name for feature in description.features], description.pooled
     site_files = [site.file for site in description.sites.values() if site.file]
-    has_pixels = any(isinstance(feature, PixelsSpec) for feature in description.features)
+    whole = [feature.kind for feature in description.features if isinstance(feature, PixelsSpec | Text)]
     dealt = pooled is not None and not pooled.site_column
     sections = [
         name for name in ("public-files", "public-sample") if getattr(description, name.replace("-", "_"))
@@ -135,7 +135,7 @@ def _contradictions(description: Description) -> list[tuple[bool, str, object, s
             description.classes,
             "labels that differ",
         ),
-        (has_pixels and len(names) > 1, "features", names, "pixels as the only feature"),
+        (bool(whole) and len(names) > 1, "features", names, f"{''.join(whole[:1])} as the only feature"),
         (description.target in names, "target", description.target, "a column that isn't a feature"),
         (description.patient in names, "patient", description.patient, "a column that isn't a feature"),
         (len(sections) > 1, "sections", sections, "one of them"),

@@ -28,7 +28,7 @@ import numpy as np
 
 from common.datasets.description import Description
 from common.errors import UserError
-from common.preprocessing import CategoricalSpec, NumericSpec, PixelsSpec
+from common.preprocessing import CategoricalSpec, NumericSpec, PixelsSpec, Text
 from common.records import AnyArray, Floats, Records, bands
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Complain = Callable[[str], None]
 Column = AnyArray | list[object]
 """An array of numbers or images as NumPy has it, or cells of any type."""
 
-LONGEST_TEXT = 200
+LONGEST_NAME = 200
 """Characters of a name, as many as a category may have; one long cell would widen a whole column."""
 UNREADABLE = object()
 """Stands for a cell that its own file format can't read."""
@@ -113,6 +113,7 @@ def read_table(
         NumericSpec: parse.numbers,
         CategoricalSpec: parse.names,
         PixelsSpec: parse.pixels,
+        Text: parse.texts,
     }
     num_records = len(next(iter(columns.values())))
     return Table(
@@ -163,11 +164,20 @@ class _Parser:
 
     def names(self, name: str) -> AnyArray:
         """Return (N,) str, "" where missing; whole numbers without a decimal point."""
-        column = self._table_column(name)
-        texts = [_text(cell) for cell in (column.tolist() if isinstance(column, np.ndarray) else column)]
-        expected = f"not readable as text of at most {LONGEST_TEXT} characters"
-        self._name_the_wrong(name, [text is None for text in texts], expected)
-        return np.array(["" if text is None or text in self.missing else text for text in texts], dtype=str)
+        names = [
+            None if text is None or len(text) > LONGEST_NAME else text for text in self._cells_as_text(name)
+        ]
+        expected = f"not readable as text of at most {LONGEST_NAME} characters"
+        self._name_the_wrong(name, [text is None for text in names], expected)
+        return np.array(["" if text is None or text in self.missing else text for text in names], dtype=str)
+
+    def texts(self, name: str) -> AnyArray:
+        """Return (N,) objects, each a str of any length, "" where missing."""
+        texts = self._cells_as_text(name)
+        self._name_the_wrong(name, [text is None for text in texts], "not readable as text")
+        values = np.empty(len(texts), dtype=object)
+        values[:] = ["" if text is None or text in self.missing else text for text in texts]
+        return values
 
     def labels(self, name: str, classes: Sequence[str]) -> AnyArray:
         """Return (N,) str, "" where there is none of the classes."""
@@ -191,6 +201,10 @@ class _Parser:
             with np.errstate(over="ignore"):  # infinite here, and cut to the public range when it is encoded
                 values = values.astype(np.float32)
         return values[:, None] if values.ndim == 3 else values
+
+    def _cells_as_text(self, name: str) -> list[str | None]:
+        column = self._table_column(name)
+        return [_text(cell) for cell in (column.tolist() if isinstance(column, np.ndarray) else column)]
 
     def _table_column(self, name: str) -> Column:
         column = self.contents.columns[name]
@@ -224,7 +238,7 @@ def _text(cell: object) -> str | None:
         text.encode()  # half of a surrogate pair is no text
     except ValueError:
         return None
-    return text if len(text) <= LONGEST_TEXT else None
+    return text
 
 
 def _number(cell: object, missing: Sequence[str]) -> float | None:
@@ -235,7 +249,7 @@ def _number(cell: object, missing: Sequence[str]) -> float | None:
         except OverflowError:
             return None
     text = _text(cell)
-    if text is None or "_" in text:  # Python would take 1_000
+    if text is None or len(text) > LONGEST_NAME or "_" in text:  # Python would take 1_000
         return None
     if text == "" or text in missing:
         return math.nan

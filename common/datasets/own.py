@@ -57,7 +57,8 @@ thing than NAME), or none, and is dealt by `data.partition`:
     test-size = 200
 
 Images come as an array (N, C, H, W) or (N, H, W) in an .npz file, with the other columns beside it and one
-feature of `kind = "pixels"` that names it. All constants (means, deviations, tails, categories) are fitted on
+feature of `kind = "pixels"` that names it; free text is a column of a CSV or Parquet file and one feature of
+`kind = "text"`. All constants (means, deviations, tails, categories) are fitted on
 the proxy.
 
 `data.factory` is for those who prefer code: see `common.datasets.factory`.

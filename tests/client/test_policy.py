@@ -101,11 +101,11 @@ def test_a_file_of_another_account_is_refused(hospital):
         ({'methods = ["descent", "oneshot", "fedmd"]': 'methods = ["fedmd"]'}, {}),
         ({}, {"student": STUDENT | {"model": "os:system"}}),
         (
-            {'models = ["linear", "mlp", "cnn", "resnet-gn"]': 'models = ["*"]'},
+            {'models = ["linear", "mlp", "cnn", "resnet-gn", "text"]': 'models = ["*"]'},
             {"student": STUDENT | {"model": "os:system"}},
         ),
         ({}, {"student": STUDENT | {"model": "transformer"}}),
-        ({'features = ["none", "pca", "scattering"]': 'features = ["pca"]'}, {"student": STUDENT}),
+        ({'features = ["none", "pca", "scattering", "words"]': 'features = ["pca"]'}, {"student": STUDENT}),
         ({}, {"student": STUDENT | {"epochs": 1001}}),
         ({'proxies = ["*"]': f'proxies = ["{"0" * 64}"]'}, {}),
         ({}, {"codec": "fp32"}),

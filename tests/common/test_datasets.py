@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.config import RunConfig
-from common.datasets import fashion, load_private, load_public, sites
+from common.datasets import fashion, load_private, load_public, reviews, sites
 from common.datasets.table import read_table
 from common.errors import ConfigError, UserError
 from common.records import Cases, Records
@@ -140,6 +140,51 @@ def test_the_number_that_is_named_would_be_right() -> None:
 def test_an_unknown_site_is_named() -> None:
     with pytest.raises(UserError, match="'boston'"):
         load_private(config("heart"), "boston")
+
+
+# ---- reviews -------------------------------------------------------------------------------------
+
+
+def test_reviews_are_those_that_readers_rated_above_or_below_zero() -> None:
+    table = read_table(FOLDER / "reviews.json")
+    assert len(table["text"]) == len(set(table["text"])) == 14_166
+    counts = {
+        (source, opinion): int(np.sum((table["source"] == source) & (table["opinion"] == opinion)))
+        for source in ("films", "products")
+        for opinion in reviews.CLASSES
+    }
+    assert counts == {
+        ("films", "unfavourable"): 5325,
+        ("films", "favourable"): 5241,
+        ("products", "unfavourable"): 1480,
+        ("products", "favourable"): 2120,
+    }
+
+
+def test_no_sentence_of_the_test_is_ever_anything_else() -> None:
+    run = config("reviews", partition="dirichlet", num_sites=5)
+    public, other = load_public(run), load_public(run.model_copy(update={"seed": 1}))
+    assert rows(public.test) == rows(other.test) and public.proxy.digest != other.proxy.digest
+    assert (len(public.proxy), int(np.sum(public.proxy.y >= 0)), len(public.validation)) == (3000, 300, 300)
+    private = [load_private(run, info.name) for info in sites(run)]
+    assert sum(map(len, private)) + 3000 + 300 + reviews.NUM_TEST == 14_166
+    texts = [text for part in private for text in part.columns["text"]]
+    tested = set(reviews._read()[1].columns["text"])
+    assert len(tested) == reviews.NUM_TEST and not tested & set(texts)
+    shares = [float(np.mean(part.target == "favourable")) for part in private]
+    assert max(shares) - min(shares) > 0.3
+    assert set(public.test.groups) == {"source"}
+
+
+def test_the_test_of_reviews_can_be_smaller_but_not_larger() -> None:
+    run = config("reviews", partition="iid", num_sites=2, test_size=40)
+    assert len(load_public(run).test) == 40
+    with pytest.raises(ConfigError, match=r"data.test-size = 2501 is refused: expected at most 2500"):
+        load_public(config("reviews", partition="iid", num_sites=2, test_size=2501))
+    with pytest.raises(
+        ConfigError, match=r"data.partition = 'natural' is refused: expected iid or dirichlet"
+    ):
+        sites(config("reviews"))
 
 
 # ---- fashion -------------------------------------------------------------------------------------

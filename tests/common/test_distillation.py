@@ -19,7 +19,7 @@ from common.distillation import (
 )
 from common.errors import ConfigError, UserError
 from common.losses import distillation_loss, log_soft_labels
-from common.preprocessing import NumericSpec, Preprocessing
+from common.preprocessing import NumericSpec, Preprocessing, Text
 from common.proxy import Proxy
 from common.records import Records
 
@@ -155,6 +155,35 @@ def test_every_mixed_architecture_of_a_table_can_be_built_and_they_differ():
     for place, architecture in enumerate(shown):
         one = build_learner(architecture, public, place, ())
         assert said(one, public).shape == (60, 2)
+
+
+def texts() -> Proxy:
+    words = np.random.default_rng(0).choice(["pain", "none", "severe", "rest", "cough", "fever"], (70, 5))
+    notes = np.array([" ".join(some) for some in words], dtype=object)
+    records = Records({"note": notes}, np.full(70, "no"), None, {})
+    preprocessing = Preprocessing.fit(records, [Text(name="note", length=40)], ("no", "yes"))
+    cases = preprocessing.encode(records)
+    return Proxy(preprocessing, cases.x, cases.y)
+
+
+def test_every_mixed_architecture_of_texts_can_be_built():
+    public = texts()
+    for place, architecture in enumerate(MIXED["text"]):
+        assert mixed_architecture(public.preprocessing.case_shape, place) == architecture
+        one = build_learner(architecture, public, place, ())
+        assert said(one, public).shape == (70, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "learned", "shape"),
+    [("head", 42, (20,)), ("last-block", 4_290, (64,)), ("all", 528_706, (1, 40))],
+)
+def test_layers_of_a_text_student(layers, learned, shape):
+    public = texts()
+    one = build_learner(Architecture("text", "none", 20, layers), public, 0, ())
+    assert one.features.shape == shape
+    assert sum(weights.numel() for weights in one.model.parameters()) == learned
+    assert said(one, public).shape == (70, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfTransformer
 from torch import nn
 
 import common.features
@@ -31,6 +32,7 @@ from common.models import ModelCard, build, load_model, save_model, trunk_of
 rng = np.random.default_rng(0)
 IMAGES = rng.random((40, 1, 28, 28), dtype=np.float32)
 TABLE = (rng.normal(size=(60, 9)) * np.arange(1, 10)).astype(np.float32)
+TEXTS = rng.integers(0, 30, size=(50, 1, 12)).astype(np.float32)
 TRUNK = trunk_of(build("cnn", (1, 28, 28), 10, seed=0)).requires_grad_(False)
 
 
@@ -61,6 +63,8 @@ def test_the_projection_is_a_scaled_pca(cases, width, size, seed):
         ("pca", TABLE, (4,)),
         ("pca", IMAGES, (4,)),
         ("scattering", IMAGES, (4,)),
+        ("none", TEXTS, (1, 12)),
+        ("words", TEXTS, (4,)),
     ],
 )
 def test_every_kind(kind, proxy_x, shape):
@@ -164,7 +168,9 @@ def test_read_only_cases_are_no_obstacle():
 @pytest.mark.parametrize(
     ("kind", "proxy_x", "complaint"),
     [
-        ("scatter", IMAGES, r"one of none, pca, scattering; did you mean 'scattering'\?"),
+        ("scatter", IMAGES, r"one of none, pca, scattering, words; did you mean 'scattering'\?"),
+        ("pca", TEXTS, "words, or model = text with features = none"),
+        ("words", TABLE, r"none or pca for cases of shape \(9,\): it takes texts"),
         ("scattering", TABLE, r"none or pca for cases of shape \(9,\): it takes images"),
         ("pca", np.ones((5, 3), np.float32), "all alike"),
         ("pca", np.full((5, 3), 0.1, np.float32), "all alike"),
@@ -174,9 +180,7 @@ def test_read_only_cases_are_no_obstacle():
 def test_refusals(kind, proxy_x, complaint):
     with pytest.raises(UserError, match=complaint) as refusal:
         fit_features(kind, proxy_x, 4, seed=0)
-    assert isinstance(refusal.value, ConfigError) == (
-        kind in ("scatter", "scattering") and "alike" not in complaint
-    )
+    assert isinstance(refusal.value, ConfigError) == ("alike" not in complaint)
 
 
 def test_above_a_trunk_a_head_sees_components_and_a_block_what_the_trunk_makes():
@@ -187,6 +191,29 @@ def test_above_a_trunk_a_head_sees_components_and_a_block_what_the_trunk_makes()
         ROW_NORM, rel=1e-3
     )
     assert torch.equal(block.transform(IMAGES), TRUNK[:4](x))
+
+
+def test_words_are_an_lsa():
+    """Components of scikit-learn's tf-idf of the pieces that a text has, but for signs and scales."""
+    has_NV = np.zeros((len(TEXTS), 30))
+    for row, ids in zip(has_NV, TEXTS[:, 0].astype(int), strict=True):
+        row[ids] = 1
+    has_NV[:, 0] = 0  # padding
+    tfidf_NV = TfidfTransformer().fit_transform(has_NV).toarray()
+    scores_NK = PCA(4, svd_solver="full").fit_transform(tfidf_NV)
+    phi_NK = fit_features("words", TEXTS, 4, seed=0).transform(TEXTS).numpy()
+    both_KN = np.corrcoef(phi_NK.T, scores_NK.T)
+    assert np.abs(both_KN[:4, 4:]) == pytest.approx(np.eye(4), abs=1e-3)
+
+
+def test_a_student_of_texts_comes_back_from_disk_with_its_words(tmp_path):
+    features = fit_features("words", TEXTS, 4, seed=0)
+    student = FeaturedModel(features, build("linear", features.shape, 3, seed=0))
+    nn.init.normal_(student.model.head.weight)
+    card = ModelCard(model="linear", case_shape=(1, 12), classes=("a", "b", "c"), features=features.card())
+    save_model(tmp_path / "student.safetensors", student, card)
+    found, _ = load_featured_model(tmp_path / "student.safetensors")
+    assert torch.equal(found.eval()(torch.from_numpy(TEXTS)), student.eval()(torch.from_numpy(TEXTS)))
 
 
 @pytest.mark.parametrize("kind", ["none", "pca", "scattering"])

@@ -6,7 +6,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.fitness import require_cases_apart
-from common.models import REGISTRY, build, private_ready
+from common.models import FOR_TEXTS, REGISTRY, build, private_ready
 
 WIDE, CLASSES = 6, 3
 
@@ -168,4 +168,23 @@ def test_what_keeps_cases_apart_passes_and_is_left_as_it_is(name):
 @pytest.mark.parametrize("name", REGISTRY)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_architecture_of_the_registry_passes(name, seed):
-    require_cases_apart(build(name, (1, 28, 28), 10, seed), (1, 28, 28))
+    case_shape = (1, 30) if name in FOR_TEXTS else (1, 28, 28)
+    require_cases_apart(build(name, case_shape, 10, seed), case_shape)
+
+
+class Reading(nn.Module):
+    """A text model of somebody's own; `centred` takes the mean of the batch away."""
+
+    def __init__(self, centred: bool) -> None:
+        super().__init__()
+        self.centred, self.embedding, self.head = centred, nn.Embedding(64, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        vectors = self.embedding(x.long().flatten(1)).mean(1)
+        return self.head(vectors - vectors.mean(0) if self.centred else vectors)
+
+
+def test_a_text_model_is_tried_on_texts():
+    private_ready(Reading(centred=False), (1, 30))
+    with pytest.raises(UserError, match="depends on the others in the batch"):
+        private_ready(Reading(centred=True), (1, 30))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import ConfigError, UserError
 from common.models import (
+    FOR_TEXTS,
     REGISTRY,
     Classifier,
     FeatureCard,
@@ -33,7 +34,8 @@ from common.models import (
     trunk_of,
 )
 
-IMAGE = (1, 28, 28)
+IMAGE, TEXT = (1, 28, 28), (1, 12)
+WITH_ANY_NUMBERS = [name for name in REGISTRY if name not in FOR_TEXTS]
 CARD = ModelCard(model="mlp", case_shape=(5,), classes=("healthy", "ill"))
 
 
@@ -46,7 +48,19 @@ def test_sizes(name, parameters):
     assert model(torch.rand(3, *IMAGE)).shape == (3, 10)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+def test_a_text_is_the_mean_of_its_pieces_wherever_the_padding_ends():
+    model = build("text", (1, 9), 3, seed=0)
+    once, twice = [5, 7, 5, 8191], [5, 7, 5, 8191] * 2
+    long = torch.tensor([[[*once, 0, 0, 0, 0, 0]], [[0] * 9], [[*twice, 0]]]).float()
+    said = model(long)
+    assert said.shape == (3, 3)
+    assert torch.allclose(said[0], model(long[:1, :, :4])[0]) and torch.allclose(said[0], said[2], atol=1e-6)
+    vectors = model.trunk[0].embedding.weight
+    assert torch.allclose(model.trunk[0](long)[0], (2 * vectors[5] + vectors[7] + vectors[8191]) / 4)
+    assert torch.equal(model.trunk[0](long)[1], torch.zeros(vectors.shape[1]))
+
+
+@pytest.mark.parametrize("name", WITH_ANY_NUMBERS)
 @pytest.mark.parametrize("case_shape", [(1, 8, 8), (3, 32, 20)])
 def test_every_image_model_takes_any_image(name, case_shape):
     assert build(name, case_shape, 4, seed=0)(torch.rand(2, *case_shape)).shape == (2, 4)
@@ -57,7 +71,7 @@ def test_tables(name):
     assert build(name, (13,), 2, seed=0)(torch.rand(2, 13)).shape == (2, 2)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", WITH_ANY_NUMBERS)
 def test_building_is_a_function_of_its_arguments(name):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -70,8 +84,9 @@ def test_building_is_a_function_of_its_arguments(name):
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_trunk_and_head_make_the_model(name):
-    model = build(name, IMAGE, 10, seed=0)
-    x = torch.rand(3, *IMAGE)
+    shape = TEXT if name in FOR_TEXTS else IMAGE
+    model = build(name, shape, 10, seed=0)
+    x = torch.rand(3, *shape).round()
     features_ND = trunk_of(model)(x)
     assert features_ND.shape == (3, head_of(model).in_features)
     assert torch.equal(head_of(model)(features_ND), model(x))
@@ -92,8 +107,12 @@ def test_what_has_no_head_says_what_it_needs():
 @pytest.mark.parametrize(
     ("name", "case_shape", "complaint"),
     [
-        ("cnnn", IMAGE, r"one of linear, mlp, cnn, resnet-gn, or module:Class; did you mean 'cnn'\?"),
-        ("transformer", IMAGE, "one of linear, mlp, cnn, resnet-gn, or module:Class$"),
+        ("cnnn", IMAGE, r"one of linear, mlp, cnn, resnet-gn, text, or module:Class; did you mean 'cnn'\?"),
+        ("transformer", IMAGE, "one of linear, mlp, cnn, resnet-gn, text, or module:Class$"),
+        ("text", (13,), r"linear or mlp for cases of shape \(13,\): 'text' takes texts as they are"),
+        ("text", IMAGE, r"linear or mlp for cases of shape \(1, 28, 28\): 'text' takes texts as they are"),
+        ("linear", TEXT, "text, or features = words: cases are texts, and 'linear' takes numbers"),
+        ("cnn", TEXT, "text, or features = words: cases are texts, and 'cnn' takes numbers"),
         ("cnn", (13,), r"linear or mlp for cases of shape \(13,\): 'cnn' takes images"),
         ("resnet-gn", (1, 6, 28), "'resnet-gn' takes images of 8 pixels a side or more"),
         ("os:getcwd", IMAGE, "an import path from this party's own allow-list"),
@@ -213,14 +232,16 @@ def test_what_remembers_its_batches_is_refused_by_name():
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_opacus_takes_every_model_and_its_gradients_are_one_cases(name):
-    model = private_ready(build(name, IMAGE, 4, seed=0), IMAGE)
-    x, y = torch.rand(3, *IMAGE), torch.tensor([0, 1, 3])
+    shape = TEXT if name in FOR_TEXTS else IMAGE
+    model = private_ready(build(name, shape, 4, seed=0), shape)
+    x = torch.randint(9, (3, *shape)).float() if name in FOR_TEXTS else torch.rand(3, *shape)
+    y = torch.tensor([0, 1, 3])
     watched = GradSampleModule(model, loss_reduction="mean")
     nn.functional.cross_entropy(watched(x), y).backward()
     found = {key: weights.grad_sample for key, weights in model.named_parameters()}
     watched.remove_hooks()
     for case in range(3):
-        alone = private_ready(build(name, IMAGE, 4, seed=0), IMAGE)
+        alone = private_ready(build(name, shape, 4, seed=0), shape)
         nn.functional.cross_entropy(alone(x[case : case + 1]), y[case : case + 1]).backward()
         for key, weights in alone.named_parameters():
             assert torch.allclose(found[key][case], weights.grad, atol=1e-5), key

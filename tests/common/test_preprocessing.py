@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.errors import UserError
-from common.preprocessing import CategoricalSpec, NumericSpec, PixelsSpec, Preprocessing, check_schema
+from common.preprocessing import CategoricalSpec, NumericSpec, PixelsSpec, Preprocessing, Text, check_schema
 from common.records import AnyArray, Records, bands, concatenate
 
 CLASSES = ("no", "yes")
@@ -131,11 +131,38 @@ def test_float_pixels_are_standardised_and_gaps_filled() -> None:
     assert x[0, 0, 0, 0] == 0 and x.std() == pytest.approx(1, abs=0.05)
 
 
+def notes(*texts: str) -> Records:
+    return Records({"note": np.array(texts, dtype=object)}, np.full(len(texts), "no"), None, {})
+
+
+def test_texts_become_ids_and_nothing_of_them_is_measured() -> None:
+    spec = Text(name="note", vocabulary=500, length=7, pieces="words")
+    fitted = Preprocessing.fit(notes("no pain", "pain"), [spec], CLASSES)
+    assert fitted == Preprocessing.fit(notes("something else"), [spec], CLASSES)
+    assert fitted.case_shape == (1, 7) and fitted.encoded_names == ()
+    assert Preprocessing.from_json(fitted.to_json()) == fitted
+    x = fitted.encode(notes("no pain", "pain", "")).x
+    assert x.shape == (3, 1, 7) and x.dtype == np.float32
+    assert x[0, 0, 1] == x[1, 0, 0] > 0 and not x[2].any()
+    assert check_schema(notes("x" * 10_000), fitted) == []
+    assert "the column isn't text" in check_schema(_columns(notes("a"), note=np.zeros(1)), fitted)[0]
+
+
+@pytest.mark.parametrize("broken", [-1.0, 500.0, 0.5])
+def test_ids_that_are_none_are_noticed(broken: float) -> None:
+    fitted = Preprocessing.fit(notes("pain"), [Text(name="note", vocabulary=500, length=7)], CLASSES)
+    x = fitted.encode(notes("no pain", "pain")).x
+    assert fitted.fits(x)
+    x[1, 0, 6] = broken
+    assert not fitted.fits(x)
+
+
 @pytest.mark.parametrize(
     ("specs", "classes"),
     [
         ((SPECS[0], SPECS[0]), CLASSES),
         (SPECS, ("no",)),
+        ((Text(name="ward"), SPECS[0]), CLASSES),
         (SPECS, ("no", "no")),
         ((CategoricalSpec(name="ward", categories=("medical",), reference=True),), CLASSES),
     ],

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 import common.trunks
 from common.features import fit_features
 from common.models import build, trunk_of
-from common.preprocessing import NumericSpec, PixelsSpec, Preprocessing
+from common.preprocessing import NumericSpec, PixelsSpec, Preprocessing, Text
 from common.proxy import Proxy
 from common.records import Records
 from common.trunks import public_trunk
@@ -38,6 +38,18 @@ def rows(count: int, seed: int, labelled: bool = True) -> Proxy:
         {},
     )
     return public(records, [NumericSpec(name=f"f{n}") for n in range(6)], labelled)
+
+
+def notes(count: int, seed: int) -> Proxy:
+    """Two subjects with a dozen words each, of which a note has a few, among words that tell nothing."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(2, size=count)
+    texts = [
+        " ".join([f"subject{subject}{n}" for n in rng.integers(12, size=4)] + [f"any{rng.integers(9)}"] * 6)
+        for subject in y
+    ]
+    records = Records({"note": np.array(texts, dtype=object)}, np.asarray(CLASSES)[y], None, {})
+    return public(records, [Text(name="note", pieces="words", length=12)], labelled=False)
 
 
 def public(records: Records, specs: list, labelled: bool) -> Proxy:
@@ -89,6 +101,20 @@ def test_a_trunk_learns_what_labels_tell():
         head = LogisticRegression(max_iter=1000).fit(seen(trunk, proxy), proxy.y)
         score[labelled] = head.score(seen(trunk, others), others.y)
     assert score[True] > 0.85 and score[True] > score[False]
+
+
+def test_a_trunk_learns_what_a_text_is_about_without_a_label(monkeypatch):
+    monkeypatch.setattr(common.trunks, "STEPS", 60)
+    monkeypatch.setattr(common.trunks, "MATCHED", 4)
+    proxy, others = notes(200, 0), notes(200, 1)
+    subject = fit_features("words", proxy.x, 1, 0)
+    wanted = [subject.transform(one.x).numpy().ravel() for one in (proxy, others)]
+    untrained = trunk_of(build("text", (1, 12), 2, seed=0))
+    missed = {}
+    for name, trunk in {"trained": trained("text", proxy), "untrained": untrained}.items():
+        fit = Ridge(alpha=10.0).fit(seen(trunk, proxy), wanted[0])
+        missed[name] = 1 - fit.score(seen(trunk, others), wanted[1])
+    assert missed["trained"] < 0.3 * missed["untrained"]
 
 
 @pytest.mark.parametrize(("name", "least"), [("cnn", 1), ("mlp", 1)])

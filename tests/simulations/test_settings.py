@@ -9,7 +9,7 @@ from simulations.settings import SCENARIOS, run_settings, scenario_names
 
 
 def test_every_scenario_is_what_its_file_says():
-    assert scenario_names() == ["fashion", "heart", "own", "thyroid"]
+    assert scenario_names() == ["fashion", "heart", "own", "reviews", "thyroid"]
     for name in scenario_names():
         assert run_settings(name, []).scenario == name
         assert run_settings(str(SCENARIOS / f"{name}.toml"), []) == run_settings(name, [])
@@ -97,5 +97,5 @@ def test_a_refusal_names_the_source_and_a_later_source_does_not_hide_it(tmp_path
 
 
 def test_an_unknown_scenario_is_answered_with_those_there_are():
-    with pytest.raises(UserError, match=r"no scenario 'hart': one of fashion, heart, own, thyroid"):
+    with pytest.raises(UserError, match=r"no scenario 'hart': one of fashion, heart, own, reviews, thyroid"):
         run_settings("hart", [])

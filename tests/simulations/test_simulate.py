@@ -112,6 +112,66 @@ def test_ones_own_data_with_patients_as_the_unit(tmp_path):
         run(own_data(tmp_path, patient=False), [0], tmp_path / "others")
 
 
+def texts(folder, settings: str):
+    """Two hospitals with sixty notes each, which say in many words whether somebody is ill."""
+    rng = np.random.default_rng(0)
+    about = {"no": ["well", "rested", "better"], "yes": ["severe pain", "worse", "feverish"]}
+    for hospital in ("north", "south"):
+        rows = ["ill,note"]
+        for ill in rng.choice(["no", "yes"], 60):
+            rows.append(f'{ill},"Seen today, {rng.choice(about[ill])}; {rng.choice(about[ill])}."')
+        (folder / f"{hospital}.csv").write_text("\n".join(rows) + "\n")
+    (folder / "data.toml").write_text(
+        'target = "ill"\nclasses = ["no", "yes"]\n'
+        + '[[features]]\nname = "note"\nkind = "text"\nlength = 60\nvocabulary = 1024\n'
+        + '[sites.north]\ndeclared-size = 30\nfile = "north.csv"\n'
+        + '[sites.south]\ndeclared-size = 30\nfile = "south.csv"\n'
+        + "[public-sample]\nproxy-size = 40\nproxy-labels = 8\nvalidation-size = 10\ntest-size = 20\n"
+    )
+    pairs = f'num-rounds=2 privacy.epsilon=20.0 data.description="{folder / "data.toml"}" {settings}'
+    return run_settings("own", [pairs])
+
+
+WORDS = 'student.features="words" teacher.features="words"'
+TEXT = 'student.model="text" student.features="none"'
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        f'{WORDS} student.model="mlp"',
+        pytest.param(f'{TEXT} students="mixed" teacher.model="text"', marks=pytest.mark.slow),
+        pytest.param(f'{TEXT} student.private-layers="all" teacher.features="words"', marks=pytest.mark.slow),
+    ],
+)
+def test_ones_own_texts(tmp_path, settings):
+    summary, _, _ = run(texts(tmp_path, settings), [0], tmp_path / "results")
+    assert all(line.answered == ("north", "south") for line in summary.history)
+    assert summary.results.federation["auroc"].mean > 0.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            WORDS.replace('"words"', '"pca"', 1),
+            "student.features = 'pca' is refused: expected words, or model",
+        ),
+        (
+            WORDS.replace('"words"', '"none"', 1),
+            "student.model = 'linear' is refused: expected text, or features",
+        ),
+        (
+            f'{WORDS} teacher.model="text"',
+            "teacher.model = 'text' is refused: expected linear or mlp for cases",
+        ),
+    ],
+)
+def test_what_is_not_for_texts_is_refused_by_key(tmp_path, settings, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run(texts(tmp_path, settings), [0], tmp_path / "results")
+
+
 def test_rounds_are_followed_while_the_folder_gets_its_name(tmp_path):
     """The server app writes in another thread or process, and renames its folder at the end."""
     lines = [Round(seed=0, round=number) for number in range(1, 31)]
