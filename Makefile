@@ -39,10 +39,11 @@ lint: setup ## check style, types and images
 	@$(BIN)/mypy
 	@$(BIN)/hadolint deploy/Dockerfile
 
-bench: setup ## time rounds, the boundary and the ensemble
+bench: setup ## time rounds, the boundary, the ensemble and a private step
 	@$(BIN)/python -m simulations.benchmarks.rounds
 	@$(BIN)/python -W ignore -m simulations.benchmarks.boundary
 	@$(BIN)/python -m simulations.benchmarks.aggregation
+	@$(BIN)/python -m simulations.benchmarks.private_step
 
 clean: ## remove what was installed and cached; results in runs/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

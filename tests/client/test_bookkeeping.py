@@ -56,6 +56,12 @@ class Reordered(Twice):
         return self.head(torch.tanh(self.inner(x[order]))[order.argsort()])
 
 
+def watched() -> nn.Module:
+    model = nn.Linear(6, 3)
+    model.register_forward_hook(lambda *_: None)
+    return model
+
+
 def sequence(inner: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Embedding(7, 6, padding_idx=0), inner, nn.LayerNorm(6), Mean(), nn.Linear(6, 3))
 
@@ -85,6 +91,7 @@ UNKNOWN = {
     "called twice": Twice,
     "tied": Tied,
     "parametrised": lambda: weight_norm(nn.Linear(6, 3)),
+    "watched by another": watched,
     "subclass": lambda: type("Own", (nn.Linear,), {})(6, 3),
     "unknown class": lambda: nn.Sequential(nn.Linear(6, 6), nn.PReLU(), nn.Linear(6, 3)),
 }
