@@ -79,12 +79,16 @@ def log_to_stderr(form: Form, *, site: str = "", quote: bool = True) -> None:
         quote: Whether the text of any exception is shown, not only that of our own.
     """
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.INFO)
+    handler.addFilter(lambda record: bool(record.getMessage().strip()))  # Flower's own lines have gaps
     handler.setFormatter(_Json(site, quote) if form == "json" else _Text(quote))
     logging.captureWarnings(True)
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
     logging.getLogger().setLevel(logging.INFO)
+    # Flower's client tells of every request; one that takes lines to the SuperLink would make the next.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class _Text(logging.Formatter):

@@ -144,13 +144,13 @@ def disk_errors(path: Path, what: str = "written") -> Iterator[None]:
         raise UserError(f"{path} can't be {what}: {error.strerror or error}") from None
 
 
-def write_whole(path: Path, body: bytes, mode: int = 0o666) -> None:
+def write_whole(path: Path, body: bytes, mode: int | None = None) -> None:
     """Write a file whole or not at all: beside its place first, then moved there in one step.
 
     Args:
         path: The file.
         body: What it is to hold.
-        mode: Its permissions, less what the process's umask takes away.
+        mode: Its permissions; what the umask leaves if there are none.
 
     Raises:
         UserError: if it can't be written (no such folder, no permission, disk full); what was there stays.
@@ -158,7 +158,11 @@ def write_whole(path: Path, body: bytes, mode: int = 0o666) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         try:
-            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            # Not for a moment may anybody else read what is not to be read.
+            first = 0o666 if mode is None else mode
+            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, first)) as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())

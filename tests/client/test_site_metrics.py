@@ -1,5 +1,6 @@
 """What may be watched at a site: true, for the hospital alone, and timed by the clock."""
 
+import os
 import shutil
 import stat
 import time
@@ -77,15 +78,19 @@ def test_the_couriers_group_cannot_read_it_and_another_can(hospital):
         # On TCP no group reaches the custodian, and the folder's may be the collector's.
         service = site.policy.service.model_copy(update={"listen": "tcp:127.0.0.1:7443"})
         elsewhere = replace(site, policy=site.policy.model_copy(update={"service": service}))
-        with metrics_kept(elsewhere, lambda: 0):
-            soon(path.exists)
-            assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        before = os.umask(0o077)  # as the custodian's unit has it
+        try:
+            with metrics_kept(elsewhere, lambda: 0):
+                soon(path.exists)
+                assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        finally:
+            os.umask(before)
 
 
 def test_the_policy_may_name_another_place(hospital):
     place = hospital.folder / "collector"
     place.mkdir()
-    hospital.amend({'anchor = "': 'metrics = "collector/north.prom"\nanchor = "'})
+    hospital.amend({'metrics = ""': 'metrics = "collector/north.prom"'})
     with hospital.open() as site, metrics_kept(site, lambda: 0):
         soon((place / "north.prom").exists)
 
@@ -93,7 +98,7 @@ def test_the_policy_may_name_another_place(hospital):
 @pytest.mark.parametrize("wrong", ["no such folder", "the ledger"])
 def test_without_metrics_it_goes_on_and_says_why(hospital, caplog, wrong):
     if wrong == "no such folder":
-        hospital.amend({'anchor = "': 'metrics = "nowhere/north.prom"\nanchor = "'})
+        hospital.amend({'metrics = ""': 'metrics = "nowhere/north.prom"'})
     with hospital.open() as site, metrics_kept(site, lambda: 0):
         path = metrics_file(site.policy)
         if wrong == "the ledger":

@@ -76,7 +76,10 @@ def test_an_app_follows_the_environment(monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, "json")
     follow_environment()
     logging.getLogger("flwr").info("as Flower says")
-    logging.getLogger("other").warning("as others say")
+    logging.getLogger("other").info("as others say")
+    logging.getLogger("httpx").info("a request was sent")
+    logging.getLogger("flwr").debug("in detail")
+    logging.getLogger("flwr").info("")
     follow_environment()
     logging.getLogger("flwr").info("once")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
