@@ -16,6 +16,7 @@ import sys
 import time
 
 from client.courier_settings import CourierFolder
+from client.first_contact import try_way
 
 LOOK = 0.2
 """Seconds between two looks at the programs."""
@@ -26,7 +27,12 @@ EXECUTOR_LOOKS = 0.25
 
 
 def run_courier(folder: CourierFolder) -> int:
-    """Run SuperNode and executor until one of them ends or SIGTERM comes; return the exit code."""
+    """Run SuperNode and executor until one of them ends or SIGTERM comes; return the exit code.
+
+    Raises:
+        UserError: if the coordinator won't let this site in, as far as can be told beforehand.
+    """
+    try_way(folder)
     folder.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = _free_port()
     environment = os.environ | {

@@ -141,6 +141,26 @@ def register(
 
 
 @federation.command()
+def revoke(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(metavar="SITE", help="The site that may take part no more.")],
+) -> None:
+    """Shut a site out for good, whatever keys and certificates it has."""
+    from server.federation.revocation import revoke as shut_out
+    from server.federation.settings import open_federation
+
+    told = shut_out(open_federation(folder), site)
+    when = (
+        "the SuperLink takes its key no more" if told else "the SuperLink takes its key no more once it runs"
+    )
+    screen.print(
+        f"{site} is revoked: {when}; the gateway refuses its certificate after\n"
+        f"nginx -p {folder.absolute()} -e logs/nginx.log -c nginx.conf -s reload",
+        markup=False,
+    )
+
+
+@federation.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Show the programs, the sites' nodes and the runs; exit code 1 if a program doesn't run."""
     from server.federation import flower

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from server.federation.settings import Federation
+from server.federation.settings import REVOKED, Federation
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -35,7 +35,7 @@ class Node:
     Attributes:
         site: Whose it is.
         node_id: Flower's number for it; None if its key isn't registered.
-        status: `online`, `offline`, `registered` (never seen) or `not registered`.
+        status: `online`, `offline`, `registered` (never seen), `not registered` or `revoked`.
         seen: When it last changed to that, ISO 8601, or "".
     """
 
@@ -148,14 +148,20 @@ def await_superlink(federation: Federation, patience: float) -> bool:
 def register_nodes(federation: Federation) -> list[str]:
     """Tell the SuperLink the sites' public keys, as far as it doesn't know them; return the new ones.
 
+    A revoked site's key is told no more, and taken back if it is known.
+
     Raises:
         UserError: if it can't be reached or refuses.
     """
-    from flwr.proto.control_pb2 import RegisterNodeRequest
+    from flwr.proto.control_pb2 import RegisterNodeRequest, UnregisterNodeRequest
 
-    known = {node.site for node in nodes(federation) if node.node_id is not None}
-    new = [site for site in federation.settings.sites if site not in known]
+    known = {node.site: node.node_id for node in nodes(federation) if node.node_id is not None}
+    revoked = federation.revoked()
+    new = [site for site in federation.settings.sites if site not in known and site not in revoked]
     with _control(federation) as client:
+        for site in revoked:
+            if site in known:
+                client.UnregisterNode(UnregisterNodeRequest(node_id=known[site]))
         for site in new:
             client.RegisterNode(RegisterNodeRequest(public_key=_public_bytes(federation, site), name=site))
     return new
@@ -176,7 +182,8 @@ def nodes(federation: Federation) -> list[Node]:
     for site in federation.settings.sites:
         node = by_key.get(_public_bytes(federation, site))
         if node is None:
-            found.append(Node(site, None, "not registered", ""))
+            status = REVOKED if site in federation.revoked() else "not registered"
+            found.append(Node(site, None, status, ""))
             continue
         seen = node.last_deactivated_at if node.status == "offline" else node.last_activated_at
         found.append(Node(site, node.node_id, node.status, seen))

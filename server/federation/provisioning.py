@@ -34,6 +34,7 @@ from server.federation.authority import (
     make_node_key,
 )
 from server.federation.bundle import build, digest_of, find_project, unpack
+from server.federation.revocation import LIST
 from server.federation.settings import Federation, Settings, bracketed
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -127,6 +128,7 @@ def _write(aside: Path, federation: Federation, config: RunConfig | None) -> lis
     _write_secret(aside / "ca" / "ca.key", authority.key)
     _write_secret(aside / "server.key", server.key)
     _write_secret(aside / "state" / "superexec.key", secrets.token_bytes(32))
+    (aside / LIST).touch()
     (aside / "ca.crt").write_bytes(authority.certificate)
     (aside / "server.crt").write_bytes(server.certificate)
     values = settings.model_dump() | {

@@ -13,6 +13,9 @@ from common.errors import UserError
 from common.kit import Digest, SiteName
 from common.strict import Strict
 
+REVOKED = "revoked"
+"""What the file of a revoked site's public key ends with."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,253}$")]
 
@@ -93,8 +96,15 @@ class Federation:
         return f"{bracketed(host)}:{self.settings.superlink_port}"
 
     def node_keys(self) -> Mapping[str, Path]:
-        """Each site's public key."""
-        return {site: self.path / "nodes" / f"{site}.pub" for site in self.settings.sites}
+        """Each site's public key; a revoked site's has another ending."""
+        return {site: self.path / "nodes" / f"{site}.{self._ending(site)}" for site in self.settings.sites}
+
+    def revoked(self) -> list[str]:
+        """Sites that may take part no more."""
+        return [site for site in self.settings.sites if self._ending(site) == REVOKED]
+
+    def _ending(self, site: str) -> str:
+        return REVOKED if (self.path / "nodes" / f"{site}.{REVOKED}").exists() else "pub"
 
 
 def bracketed(host: str) -> str:

@@ -76,7 +76,7 @@ def broken_off(federation: Federation, study: str, where: Path | None, sources: 
         left = [found.parent.name for found in sorted(where.glob(f".*/{CHECKPOINT}"))]
         others = ", ".join(name.removeprefix(".").removesuffix(".partial") for name in left)
         here = f"studies that broke off there: {others}" if others else "no study broke off there"
-        raise UserError(f"{folder}: nothing to go on with; {here}")
+        raise UserError(f"{folder}: nothing to go on with, since no round was begun; {here}")
     config = _settled(federation, config_in(folder) | read_given(sources), where)
     resume(folder, config, fingerprint(config, load_public(config)))
     return config
