@@ -12,6 +12,7 @@ in the code are told.
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ FIELDS: Final = ("time", "level", "logger", "message", "run", "round", "site", "
 """Of a JSON line."""
 LOGGERS: Final = ("", "flwr", "py.warnings")
 """Where lines come out: the root, and those that may have handlers of their own."""
+
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -95,6 +98,10 @@ class _Text(logging.Formatter):
     def __init__(self, quote: bool) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
         self._quote = quote
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Names from the network stand in messages: none may begin a line or speak to a terminal."""
+        return CONTROL.sub(lambda found: repr(found[0])[1:-1], super().formatMessage(record))
 
     def formatException(self, ei: ExcInfo) -> str:
         return super().formatException(ei) if self._quote else _unquoted(ei[1])

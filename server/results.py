@@ -148,6 +148,9 @@ class Journal:
         self._metrics.observe(line, admitted, len(record.plans), record.seconds - before)
         with about(round=round_number):
             log.info("round %d of %d: %s", round_number, self._plan.rounds, in_words(line))
+            for one in line.left_out:
+                with about(site=one.site):
+                    log.info("round %d without %s: %s", round_number, one.site, one.reason)
 
     def _epsilon_spent(self) -> float:
         """The greatest ε that any site may have spent so far."""

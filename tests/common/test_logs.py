@@ -53,6 +53,14 @@ def test_where_nothing_private_may_show_only_our_own_errors_are_quoted(capsys, f
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
+def test_a_name_from_the_network_neither_begins_a_line_nor_speaks_to_a_terminal(capsys, form):
+    log_to_stderr(form)
+    log.warning("no column %s, ε", "a\n2026-01-01 INFO all is well\x1b[2J\x9b1m")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a\\n2026-01-01 INFO all is well\\x1b[2J" in line.replace("u00", "x") and "ε" in line
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
 def test_elsewhere_an_exception_is_told_in_full(capsys, form):
     log_to_stderr(form)
     try:

@@ -63,6 +63,9 @@ def test_a_late_answer_is_refused_by_name_and_changes_nothing(run_app, monkeypat
 
     (refusal,) = (line for line in lines if line["level"] == "WARNING")
     assert refusal["message"] == "hungary answered round 2, which is over: refused; round 4 is open"
+    assert [(line["round"], line["site"]) for line in lines if "no answer in time" in line["message"]] == [
+        (2, "hungary")
+    ]
     assert (refusal["round"], refusal["site"], refusal["run"]) == (4, "hungary", late.folder.name)
     for outcome in (late, never):
         assert outcome.left_out(2) == {"hungary": "no answer in time"}
