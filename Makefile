@@ -31,7 +31,7 @@ demo: setup ## four hospitals learn together, with results in runs/
 	@$(BIN)/grandrounds simulate heart --seeds 0,1,2,3,4
 
 test: setup ## run all tests
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup ## check style, types and images
 	@$(BIN)/ruff check .

@@ -54,6 +54,14 @@ def unpack(bundle: bytes, folder: Path) -> None:
     shutil.rmtree(folder / ".info")
 
 
+def known_keys(folder: Path) -> frozenset[str]:
+    """The run-config keys that the app in a folder has; Flower takes no others."""
+    from flwr.common.config import flatten_dict
+
+    settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    return frozenset(flatten_dict(settings["tool"]["flwr"]["app"]["config"]))
+
+
 def require_agreed(folder: Path, agreed: str) -> None:
     """Refuse an app that isn't the one that the sites' kits name.
 

@@ -21,8 +21,11 @@ from common.site_files import own_program
 from server.federation import flower
 from server.federation.settings import Federation
 
-START_PATIENCE, STOP_PATIENCE = 60.0, 10.0
-"""Seconds for a program to be there, and to be gone after SIGTERM."""
+START_PATIENCE = 60.0
+"""Seconds for a program to be there."""
+STOP = ((signal.SIGTERM, 2.0), (signal.SIGINT, 3.0), (signal.SIGKILL, 1.0))
+"""How a program is ended, and the seconds before the next is tried. After SIGTERM the SuperLink waits for calls
+that are open, such as that of somebody who follows a run's log, until SIGINT comes."""
 TAIL_LINES = 15
 
 
@@ -87,13 +90,13 @@ def stop(federation: Federation) -> list[str]:
     """End what runs, SuperExec first, and return what was ended. A run that is under way fails."""
     ended = []
     for part in reversed(PARTS):
-        for how in (signal.SIGTERM, signal.SIGKILL):
+        for how, patience in STOP:
             if (pid := pid_of(federation, part)) is None:
                 break
             ended.append(part.name)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)
-            deadline = time.monotonic() + STOP_PATIENCE
+            deadline = time.monotonic() + patience
             while pid_of(federation, part) is not None and time.monotonic() < deadline:
                 time.sleep(0.1)
     return list(dict.fromkeys(ended))

@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.run_config_files import INPUTS, as_toml, read_given, read_run_config
 from common.runs import CHECKPOINT, is_taken, working_folder
 from server.federation import flower
-from server.federation.bundle import require_agreed
+from server.federation.bundle import known_keys, require_agreed
 from server.federation.settings import Federation
 
 LOOK_AGAIN = 1.0
@@ -113,7 +113,7 @@ def submit(federation: Federation, config: RunConfig) -> int:
     flower.nodes(federation)  # says in our words if nobody answers
     with tempfile.TemporaryDirectory(prefix="grandrounds-") as folder:
         file = Path(folder) / "run-config.toml"
-        file.write_text(as_toml(config.flat()), encoding="utf-8")
+        file.write_text(as_toml(for_agreed_app(federation, config)), encoding="utf-8")
         command = [
             "run",
             str(federation.app),
@@ -176,6 +176,21 @@ def _settled(federation: Federation, flat: Mapping[str, Scalar], where: Path) ->
     config = RunConfig.from_run_config({**flat, **inputs, "out": str(where.absolute()), "resumable": True})
     _require_sites(federation, config)
     return config
+
+
+def for_agreed_app(federation: Federation, config: RunConfig) -> Mapping[str, Scalar]:
+    """A run config without the keys that this software has and the agreed app, of another version, hasn't.
+
+    Raises:
+        UserError: if one of them is set.
+    """
+    flat, defaults, known = config.flat(), RunConfig().flat(), known_keys(federation.app)
+    if unknown := [key for key in flat if key not in known and flat[key] != defaults[key]]:
+        raise UserError(
+            f"{unknown[0]} = {flat[unknown[0]]!r} is refused: the app that the sites agreed on is of another "
+            "version and has no such key; leave it out, or agree on another bundle"
+        )
+    return {key: value for key, value in flat.items() if key in known}
 
 
 def _require_sites(federation: Federation, config: RunConfig) -> None:

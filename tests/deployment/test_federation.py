@@ -37,7 +37,7 @@ from server.federation.flower import nodes, runs
 from server.federation.settings import Federation, open_federation
 from simulations.inprocess import run_inprocess
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -354,8 +354,12 @@ def test_on_sigterm_everything_at_a_site_is_gone_within_ten_seconds(deployed):
     assert not living_in(folder)
 
 
-def test_stop_ends_superlink_and_superexec_in_order(deployed):
-    stopped = well(grandrounds("federation", "stop", deployed.federation.path))
+def test_stop_ends_superexec_and_superlink_even_in_the_middle_of_a_call(deployed):
+    trusted = ssl.create_default_context(cafile=str(deployed.federation.authority))
+    where = ("127.0.0.1", deployed.federation.settings.superlink_port)
+    with trusted.wrap_socket(socket.create_connection(where), server_hostname="127.0.0.1") as call:
+        call.sendall(b"POST /v1/control/list-runs HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+        stopped = well(grandrounds("federation", "stop", deployed.federation.path))
     assert "ended: superexec, superlink" in stopped
     for name, last in (("superlink", "Finished server process"), ("superexec", "terminated gracefully")):
         assert last in (deployed.federation.logs / f"{name}.log").read_text().splitlines()[-1]

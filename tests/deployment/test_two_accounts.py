@@ -29,6 +29,7 @@ from simulations.inprocess import run_inprocess
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("two accounts"),
     pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: THE TWO ACCOUNTS ARE NOT TESTED"),
 ]
 

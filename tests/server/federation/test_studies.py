@@ -1,5 +1,6 @@
 """A study's run config, as it holds on the coordinator's machine."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from common.runs import CHECKPOINT, RunFolder
 from server.checkpoint import Progress, fingerprint, keep
 from server.federation.flower import nodes
 from server.federation.settings import Federation
-from server.federation.studies import broken_off, public_plan, require_new, study_config
+from server.federation.studies import broken_off, for_agreed_app, public_plan, require_new, study_config
 from server.methods import State
 
 from .conftest import settings
@@ -102,3 +103,15 @@ def test_a_study_that_broke_off_is_not_begun_again_by_mistake(founded, runs):
     config = study_config(founded[0], [HEART, f'run-id="trial" out="{runs}"'])
     with pytest.raises(UserError, match=r"grandrounds federation resume .* trial goes on with it"):
         require_new(founded[0], config)
+
+
+def test_an_agreed_app_of_another_version_gets_the_keys_it_knows_and_refuses_the_rest(founded, tmp_path):
+    shutil.copytree(founded[0].app, tmp_path / "app")
+    settings = tmp_path / "app" / "pyproject.toml"
+    settings.write_text(settings.read_text().replace("patience = 0\n", "", 1))
+    older = Federation(tmp_path, founded[0].settings)
+    named = [HEART, 'run-id="trial"']
+    known = for_agreed_app(founded[0], study_config(founded[0], named))
+    assert for_agreed_app(older, study_config(older, named)).keys() == known.keys() - {"patience"}
+    with pytest.raises(UserError, match="patience = 3 is refused"):
+        for_agreed_app(older, study_config(older, [*named, "patience=3"]))
