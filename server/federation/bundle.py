@@ -71,5 +71,5 @@ def require_agreed(folder: Path, agreed: str) -> None:
     if (found := digest_of(build(folder))) != agreed:
         raise UserError(
             f"{folder} makes the bundle {found}, and {agreed} was agreed: sites refuse any other. Put the "
-            "app back, or agree with every site on the other and write it down there and in federation.toml"
+            "app back, or agree with every site on another: grandrounds federation adopt"
         )

@@ -82,6 +82,23 @@ def init(
 
 
 @federation.command()
+def adopt(folder: Folder) -> None:
+    """Let this software's app be the federation's: after an update, once all sites agree to it."""
+    from server.federation.provisioning import adopt_app
+    from server.federation.settings import open_federation
+
+    opened = open_federation(folder)
+    if (digest := adopt_app(opened)) == opened.settings.bundle:
+        screen.print(f"the app is the same: {digest}", markup=False)
+        return
+    screen.print(
+        f"bundle = {digest}\nEvery site writes this into its courier.toml and starts its courier again; "
+        "until then it refuses studies. Kits that were made before name the bundle of before.",
+        markup=False,
+    )
+
+
+@federation.command()
 def start(folder: Folder) -> None:
     """Start SuperLink and SuperExec in the background; what runs already is left alone."""
     from server.federation.processes import start as run

@@ -24,8 +24,8 @@ from server.federation.settings import Federation
 START_PATIENCE = 60.0
 """Seconds for a program to be there."""
 STOP = ((signal.SIGTERM, 2.0), (signal.SIGINT, 3.0), (signal.SIGKILL, 1.0))
-"""How a program is ended, and the seconds before the next is tried. After SIGTERM the SuperLink waits for calls
-that are open, such as that of somebody who follows a run's log, until SIGINT comes."""
+"""How a program is ended, and the seconds before the next way is tried. After SIGTERM the SuperLink waits for
+open calls, such as that of somebody who follows a run's log, until SIGINT comes."""
 TAIL_LINES = 15
 
 
@@ -87,7 +87,7 @@ def start(federation: Federation) -> list[str]:
 
 
 def stop(federation: Federation) -> list[str]:
-    """End what runs, SuperExec first, and return what was ended. A run that is under way fails."""
+    """End what runs, SuperExec first, and return what was ended. A study under way breaks off."""
     ended = []
     for part in reversed(PARTS):
         for how, patience in STOP:

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.kit import Digest, SiteName
 from common.strict import Strict
 
+SETTINGS = "federation.toml"
 REVOKED = "revoked"
 """What the file of a revoked site's public key ends with."""
 
@@ -118,7 +119,7 @@ def open_federation(path: Path) -> Federation:
     Raises:
         UserError: if there is no federation in the folder, or its settings are wrong.
     """
-    file = path / "federation.toml"
+    file = path / SETTINGS
     try:
         settings = Settings.model_validate(
             tomllib.loads(file.read_text(encoding="utf-8")), by_alias=True, by_name=False
