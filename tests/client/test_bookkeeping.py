@@ -193,8 +193,8 @@ def test_networks_of_any_build_give_the_naive_sums(networks):
     def check(network, n, seed, clip):
         model, shape = network
         x, y = examples(model, shape, n, seed, 1.0)
-        engine = BookKeeping(model, LOSS, clip)
-        found = engine(x, y)
+        engine = BookKeeping(model.double(), LOSS, clip)  # some are too ill-conditioned for float32
+        found = engine(x.double(), y)
         engine.close()
         assert distance(found, naive(model, x, y, clip)) < 1e-5
 
