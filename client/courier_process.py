@@ -8,6 +8,7 @@ If one of the two ends, so does the other and this program, with an exit code th
 start all of it again.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,13 @@ PATIENCE = 5.0
 """Seconds that they have to end."""
 EXECUTOR_LOOKS = 0.25
 """Seconds between the executor's two looks for a message."""
+
+REFUSED = (
+    "the SuperNode of %s has ended. If it was not activated, the coordinator's SuperLink doesn't know its "
+    "key, or the SuperNode before it died less than a minute ago. It is to be started again"
+)
+
+log = logging.getLogger("grandrounds.courier")
 
 
 def run_courier(folder: CourierFolder) -> int:
@@ -59,6 +67,8 @@ def run_courier(folder: CourierFolder) -> int:
         start(executor_command(folder, port))
         while all(program.poll() is None for program in programs):
             time.sleep(LOOK)
+        if programs[0].poll():
+            log.error(REFUSED, folder.settings.site)
         return next(program.returncode for program in programs if program.returncode is not None) or 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

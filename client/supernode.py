@@ -19,6 +19,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.flower_seams import exchange
 
+LOST = 1
+"""Exit code after the connection to the coordinator ended."""
+
 
 class CertifiedClient(FleetHttpClient):
     """Flower's client of the fleet API, which shows a certificate where it is asked for one."""
@@ -42,6 +45,10 @@ def main() -> None:
     start_parent_process_monitor(os.getppid())  # neither outlives the other
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
+    # It returns when an answer or a handshake ends its connection for good, and threads of its own would then
+    # keep alive a process that does nothing. Whoever started it is to start it again.
+    sys.stderr.flush()
+    os._exit(LOST)
 
 
 if __name__ == "__main__":

@@ -201,3 +201,12 @@ def test_couriers_of_one_process_share_a_connection(tmp_path):
     with futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(reach, range(4)))
     assert connect(address) is connect(address)
+
+
+def test_a_supernode_whose_connection_ended_ends_although_threads_of_its_own_live():
+    code = (
+        "import sys, threading, client.supernode as ours; ours.exchange = lambda *_: None;"
+        "ours.flower_supernode = threading.Thread(target=threading.Event().wait).start;"
+        "sys.argv = ['supernode', 'certificate', 'key']; ours.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 1
