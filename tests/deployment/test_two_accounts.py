@@ -30,7 +30,10 @@ from simulations.inprocess import run_inprocess
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("two accounts"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: THE TWO ACCOUNTS ARE NOT TESTED"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "--net", "true"], check=False).returncode,
+        reason="NO NAMESPACES FOR WHOM THIS RUNS AS: THE TWO ACCOUNTS ARE NOT TESTED",
+    ),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
