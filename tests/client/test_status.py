@@ -2,12 +2,15 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from client.policy import read_policy
+from client.site_metrics import metrics_file, metrics_kept
 from client.status import status_of
 from common.messages import Greeting, Offer, Release, Rule, decode_answer
 
@@ -73,6 +76,18 @@ def test_however_often_one_looks_a_custodian_that_starts_finds_its_place_free(ho
                 site.ledger.approve("study", bytes(32), "", "Dr. Who", "")
         over.set()
         assert looking.result() > 0
+
+
+def test_of_a_custodian_on_tcp_fresh_metrics_say_that_it_serves(hospital):
+    with hospital.open() as site:
+        listen = {"listen": "tcp:127.0.0.1:7443"}
+        policy = site.policy.model_copy(update={"service": site.policy.service.model_copy(update=listen)})
+        with metrics_kept(replace(site, policy=policy), lambda: 3):
+            while not metrics_file(policy).exists():
+                time.sleep(0.01)
+            status = status_of(policy)
+            assert (status.serving, status.queue, status.well) == (True, 3, True)
+        assert not status_of(policy).serving
 
 
 def test_a_ledger_that_cannot_be_trusted_is_shown_with_the_rest(hospital):
