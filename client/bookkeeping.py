@@ -345,6 +345,9 @@ class BookKeeping:
         loss: Per-example loss, reduced by mean.
         clipping_norm: C.
 
+    Attributes:
+        at_once: Examples that one pass takes; larger batches are divided.
+
     Raises:
         NotKnown: if the model is not one for this module.
     """
@@ -355,7 +358,7 @@ class BookKeeping:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._model, self._loss, self._clipping_norm = model, loss, clipping_norm
         self._calls: dict[nn.Module, Call] = {}
-        self._at_once = _at_once(_kept_numbers(layer) for layer in self._layers)  # at first, a guess
+        self.at_once = _at_once(_kept_numbers(layer) for layer in self._layers)  # at first, a guess
         self._handles = [layer.register_forward_hook(self._note) for layer in self._layers]
 
     def close(self) -> None:
@@ -373,13 +376,13 @@ class BookKeeping:
         examples = len(y_B)
         if examples == 0:
             return [torch.zeros_like(parameter) for parameter in self._parameters]
-        if examples > self._at_once:
-            count = -(-examples // self._at_once)
+        if examples > self.at_once:
+            count = -(-examples // self.at_once)
             pieces = zip(phi_B.tensor_split(count), y_B.tensor_split(count), strict=True)
             return added(self(*piece) for piece in pieces)
         value = self._forward(phi_B, y_B)
-        self._at_once = _at_once(_kept_numbers(layer, call) for layer, call in self._calls.items())
-        if examples > self._at_once:  # only a pass shows how long sequences are
+        self.at_once = _at_once(_kept_numbers(layer, call) for layer, call in self._calls.items())
+        if examples > self.at_once:  # only a pass shows how long sequences are
             return self(phi_B, y_B)
         with torch.no_grad():
             parts = self._parts(value, examples)

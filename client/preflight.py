@@ -24,7 +24,7 @@ TOLERANCE = timedelta(minutes=5)
 TIMEOUT = 5.0
 """Seconds to wait for a coordinator."""
 COPIES = 3
-"""Of each per-example gradient, while they are clipped and summed."""
+"""Of what a private step holds: the numbers, their gradients, and what is made of both."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _data(policy: ServedPolicy) -> str:
 
 
 def _memory(policy: ServedPolicy) -> str:
-    from client.private_step import MICRO_BATCH
+    from client.private_step import MICRO_BATCH, numbers_held
     from common.models import REGISTRY, build
 
     names = [policy.student.model] if policy.student else policy.allow.models
@@ -110,9 +110,9 @@ def _memory(policy: ServedPolicy) -> str:
                 if ":" in name:
                     raise error
                 continue  # an architecture for other cases than these
-            gradients = COPIES * batch * sum(parameter.numel() for parameter in model.parameters())
-            if 4 * (gradients + 2 * proxy.x.size) > needed:
-                needed, largest = 4 * (gradients + 2 * proxy.x.size), name
+            bytes_ = 4 * (COPIES * numbers_held(model, shape, batch) + 2 * proxy.x.size)
+            if bytes_ > needed:
+                needed, largest = bytes_, name
     if not needed:
         return "no public set has come yet that would say how large a model is"
     if needed > (available := _available_memory()):

@@ -31,6 +31,7 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from client.bookkeeping import (
+    KEPT_NUMBERS,
     BookKeeping,
     Loss,
     NotKnown,
@@ -208,6 +209,35 @@ class Clipping:
     def _turn_to_opacus(self, reason: NotKnown) -> None:
         log.info("per-example gradients by Opacus: %s", reason)
         self._engine = self._opacus()
+
+
+def numbers_held(model: nn.Module, case_shape: tuple[int, ...], batch: int) -> int:
+    """Estimate how many numbers a private step adds to what a process holds.
+
+    Args:
+        model: Maps (B, *case_shape) to logits; its buffers may change.
+        case_shape: Shape of one case.
+        batch: Examples of the step.
+
+    Returns:
+        What layers say and gradients of those examples that are taken at once.
+    """
+    said: list[int] = []
+    layers = [layer for layer in model.modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(lambda *call: said.append(call[2][0].numel())) for layer in layers]
+    cases = torch.zeros(2, *case_shape)
+    with torch.no_grad():
+        model.eval()(cases)
+    for handle in handles:
+        handle.remove()
+    gradients = batch * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    try:
+        engine = BookKeeping(model, nn.functional.cross_entropy, clipping_norm=1.0)
+        engine(cases, torch.zeros(2, dtype=torch.int64))
+        engine.close()
+        return min(batch, engine.at_once) * sum(said) + min(gradients, max(KEPT_NUMBERS, gradients // batch))
+    except NotKnown:
+        return batch * sum(said) + gradients
 
 
 def private_steps(

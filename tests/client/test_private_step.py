@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from client.bookkeeping import KEPT_NUMBERS
 from client.noise import PrivateRandomness
-from client.private_step import SiteOptimizer, StepSettings, Units, private_steps
+from client.private_step import SiteOptimizer, StepSettings, Units, numbers_held, private_steps
 
 LOSS = nn.functional.cross_entropy
 
@@ -163,3 +164,12 @@ def test_gradients_that_are_not_one_an_example_are_refused_before_they_are_summe
     with pytest.raises(RuntimeError, match="12 gradients for 6 examples"):
         private_steps(model, Units.group(phi, y, None), 1, silent(), LOSS, PrivateRandomness())
     assert all(torch.equal(old, weight) for old, weight in zip(before, model.parameters(), strict=True))
+
+
+def test_a_step_holds_gradients_of_all_examples_only_where_opacus_clips():
+    def model(between):
+        return nn.Sequential(nn.Linear(5, 400), between, nn.Linear(400, 3))
+
+    said, weights = 10_000 * (400 + 400 + 3), 5 * 400 + 400 + 400 * 3 + 3
+    assert numbers_held(model(nn.ReLU()), (5,), 10_000) == said + KEPT_NUMBERS
+    assert numbers_held(model(nn.PReLU()), (5,), 10_000) == said + 10_000 * (weights + 1)
