@@ -29,6 +29,7 @@ SEEDS, EPSILONS = (300, 301), (1.0, 3.0, 8.0)
 
 JUDGES: Mapping[str, str] = {
     "fashion": "data.validation-size=5000",
+    "reviews": "data.validation-size=2500",
     "heart": "data.validation-size=230 data.test-size=30",
     "thyroid": "data.validation-size=2300 data.test-size=200",
 }
