@@ -121,6 +121,9 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             admitted = ask_round(grid, tasks, roll.members, progress.heads, config.round_timeout, hear)
             metrics.refused_late(stragglers.refuse(grid, round_number))
             stragglers.expect(round_number, admitted.unanswered)
+            if progress.held and admitted.idle >= tasks.keys():
+                log.warning("No site has budget left: the run ends with round %d", progress.held)
+                break
             left_out = {**absent, **admitted.left_out}
             require_sites(config, f"round {round_number}", admitted.answered, left_out)
             progress.heads |= admitted.heads

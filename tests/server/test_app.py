@@ -541,3 +541,21 @@ def test_a_task_says_what_z_says(scale):
     task = Task.decode(draw_up(plan, 1, np.arange(20, dtype=np.int32), z_PC).encode())
     soft_PC = softmax(z_PC / plan.student.temperature, axis=1)
     np.testing.assert_allclose(np.exp(task.log_soft_labels_PC.astype(np.float64)), soft_PC, atol=2e-3)
+
+
+def test_a_run_whose_sites_have_all_spent_their_budget_ends_with_what_it_learned(run_app):
+    class Spent(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = real_app(message, context)
+            if message.metadata.message_type != LEARN or Task.decode(unseal(message.content)).round < first:
+                return reply
+            idle = replace(Release.decode(unseal(reply.content)), steps=0)
+            return Message(seal(idle.encode()), reply_to=message)
+
+    first = 3
+    ended = run_app({"num-rounds": 4}, Spent())
+    assert (ended.summary.rounds, ended.summary.rounds_planned) == (2, 4)
+    assert ended.epsilon("hungary") > 0.9  # the whole plan's, as ever
+    first = 1
+    with pytest.raises(UserError, match="round 1: 0 sites took part"):
+        run_app({"num-rounds": 4}, Spent())
