@@ -8,20 +8,27 @@
 Keys, certificates, the coordinator's address and the bundle's digest come from the kit, and are checked.
 What the custodian may do comes from the person who joins, and what runs at the site from the site's own
 software.
+
+Another kit of the same site replaces what its first one brought, and nothing else.
 """
 
 import os
 import secrets
 import shutil
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client.courier_settings import EXECUTOR_KEY
+from pydantic import ValidationError
+
+from client.courier_settings import EXECUTOR_KEY, CourierSettings
 from client.founding import Choices, found
+from common.config import first_complaint
 from common.errors import UserError
 from common.kit import AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NEEDED, NODE_KEY, TO_READ, Kit, unpack
+from common.runs import disk_errors, write_whole
 from common.site_files import own_program, render, require_plain
 
 
@@ -96,6 +103,43 @@ def join(kit: Kit, folder: Path, choices: Choices) -> Joined:
             raise UserError(f"{folder} can't be written: {error.strerror}") from None
         raise
     return Joined(folder, policy, settings)
+
+
+def renew(kit: Kit, folder: Path) -> Path:
+    """Put another kit's keys and settings in the place of those that a site has; the custodian isn't touched.
+
+    Args:
+        kit: What the coordinator handed over.
+        folder: The site's.
+
+    Returns:
+        The courier's settings.
+
+    Raises:
+        UserError: if there is no site in the folder, the kit is another site's, or a file can't be written.
+    """
+    courier = folder.absolute() / "courier"
+    settings = courier / "courier.toml"
+    try:
+        now = CourierSettings.model_validate(
+            tomllib.loads(settings.read_text(encoding="utf-8")), by_alias=True
+        )
+        owner = courier.stat()
+    except OSError as error:
+        raise UserError(f"{settings}: no site to renew here: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{settings}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise first_complaint(error, str(settings)) from None
+    if kit.manifest.site != now.site:
+        raise UserError(f"the kit is for site {kit.manifest.site}, and {folder} is site {now.site}")
+    text = render("courier.toml", kit.manifest.model_dump() | {"listen": now.custodian})
+    written = {name: kit.files[name] for name in NEEDED} | {settings.name: text.encode()}
+    for name, content in written.items():
+        write_whole(courier / name, content, 0o600)
+        with disk_errors(courier / name):
+            os.chown(courier / name, owner.st_uid, owner.st_gid)  # also where root renews it
+    return settings
 
 
 def door(folder: Path) -> str:

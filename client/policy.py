@@ -10,6 +10,7 @@ request makes the site reckon for long.
 """
 
 import os
+import pwd
 import stat
 import tomllib
 from collections.abc import Callable
@@ -293,7 +294,18 @@ def require_own(path: Path, otherwise: str) -> None:
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise UserError(f"{place}: others can write it; make it yours alone: chmod go-w {place}")
         if found.st_uid not in (0, os.geteuid()):
-            raise UserError(f"{place}: it belongs to another account: chown {os.geteuid()} {place}")
+            owner = _name_of(found.st_uid)
+            raise UserError(
+                f"{place}: it belongs to the account {owner}: type this as that account (sudo -u {owner} …), "
+                f"or make it yours: chown {os.geteuid()} {place}"
+            )
+
+
+def _name_of(account: int) -> str:
+    try:
+        return pwd.getpwuid(account).pw_name
+    except KeyError:  # as in a container
+        return str(account)
 
 
 def require_secret(path: Path) -> None:

@@ -24,6 +24,7 @@ from common.rounding import at_most
 
 if TYPE_CHECKING:
     from client.ledger import Entry
+    from common.kit import Kit
 
 T = TypeVar("T")
 site = typer.Typer(
@@ -107,15 +108,8 @@ def join(
     from client.joining import join as make
 
     opened = open_kit(kit, seal)
+    _show_kit(opened, seal)
     manifest = opened.manifest
-    screen.print(
-        f"kit of site {manifest.site}, federation {manifest.federation}, for {manifest.address}", markup=False
-    )
-    screen.print(f"seal (SHA-256) {opened.seal}", markup=False)
-    if seal is None and not _asked(
-        None, "--seal", "Did the coordinator tell you this seal? (yes or no)", _yes
-    ):
-        raise UserError("a kit with another seal than the coordinator told isn't the coordinator's")
     proposal = manifest.proposal
     described = _asked(data, "--data", "Path of the data description (data.toml)", Path)
     choices = Choices(
@@ -147,6 +141,26 @@ def join(
     screen.print(
         f"{joined.policy}: read it, then run grandrounds site check --policy {joined.policy}\n"
         f"{joined.folder}/README.md says what comes next.",
+        markup=False,
+    )
+
+
+@site.command()
+def renew(
+    kit: Annotated[Path, typer.Argument(metavar="KIT", help="Another kit from the coordinator.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")],
+    seal: Annotated[str | None, typer.Option(help="The kit's SHA-256, as the coordinator told it.")] = None,
+) -> None:
+    """Take keys, certificates, address and bundle of another kit; policy, ledger and budget stay."""
+    from client.joining import open_kit
+    from client.joining import renew as take
+
+    opened = open_kit(kit, seal)
+    _show_kit(opened, seal)
+    settings = take(opened, folder)
+    screen.print(
+        f"{settings}: the courier shows its certificate, good until {opened.manifest.expires}, "
+        "once it starts again",
         markup=False,
     )
 
@@ -345,6 +359,23 @@ def verify(policy: PolicyFile = Path("site.toml")) -> None:
     screen.print(verdict.guarantee, markup=False)
     if verdict.findings:
         raise typer.Exit(1)
+
+
+def _show_kit(kit: "Kit", seal: str | None) -> None:
+    """Show whose a kit is, and see that somebody has compared its seal.
+
+    Raises:
+        UserError: if nobody has.
+    """
+    manifest = kit.manifest
+    screen.print(
+        f"kit of site {manifest.site}, federation {manifest.federation}, for {manifest.address}", markup=False
+    )
+    screen.print(f"seal (SHA-256) {kit.seal}", markup=False)
+    if seal is None and not _asked(
+        None, "--seal", "Did the coordinator tell you this seal? (yes or no)", _yes
+    ):
+        raise UserError("a kit with another seal than the coordinator told isn't the coordinator's")
 
 
 def _as_json(entry: "Entry") -> dict[str, Any]:

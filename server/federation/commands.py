@@ -145,7 +145,7 @@ def register(
     folder: Folder,
     patience: Annotated[float, typer.Option(help="Seconds to wait for the SuperLink.")] = 60.0,
 ) -> None:
-    """Tell the SuperLink the sites' keys; those that it knows are left alone."""
+    """Tell the SuperLink the sites' keys, and that no others are taken."""
     from server.federation.flower import await_superlink, register_nodes
     from server.federation.settings import open_federation
 
@@ -154,6 +154,70 @@ def register(
     new = register_nodes(opened)
     screen.print(
         f"registered: {', '.join(new)}" if new else "every site was registered already", markup=False
+    )
+
+
+@federation.command()
+def kit(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(metavar="SITE", help="Whose kit it is.")],
+    run_config: Annotated[
+        list[str] | None, typer.Option(help="A study that is planned, as in init; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a kit for a site that joins later, or another for one whose kit was lost or runs out.
+
+    The keys of its earlier kit are good for nothing after that.
+    """
+    from common.run_config_files import read_run_config
+    from server.federation import flower
+    from server.federation.amendments import another_kit
+    from server.federation.settings import open_federation
+
+    config = read_run_config(run_config) if run_config else None
+    made = another_kit(open_federation(folder), site, config)
+    opened = open_federation(folder)  # with the site, if it is new
+    if told := flower.answers(opened):
+        flower.register_nodes(opened)
+    if as_json:
+        _write_json({"site": made.site, "kit": str(made.path), "seal": made.seal})
+        return
+    when = "the SuperLink takes its key" if told else "the SuperLink takes its key once it runs"
+    screen.print(f"{made.path}\n  {made.seal}\n{when}, and no other of {site}'s", markup=False)
+
+
+@federation.command()
+def renew(folder: Folder) -> None:
+    """Make SuperLink and gateway another certificate, before theirs runs out."""
+    from server.federation.amendments import renew_certificate
+    from server.federation.authority import expiry
+    from server.federation.settings import open_federation
+
+    opened = open_federation(folder)
+    renew_certificate(opened)
+    last = expiry(opened.certificate.read_bytes())
+    screen.print(
+        f"{opened.certificate} is good until {last:%Y-%m-%d}; SuperLink and gateway show it once they start "
+        "again",
+        markup=False,
+    )
+
+
+@federation.command()
+def update(folder: Folder) -> None:
+    """Make the installed software's app the federation's, and show the digest on which sites must agree."""
+    from server.federation.amendments import take_installed_app
+    from server.federation.settings import open_federation
+
+    opened = open_federation(folder)
+    before, after = opened.settings.bundle, take_installed_app(opened)
+    if after == before:
+        screen.print(f"{opened.app} is the installed software's already: {after}", markup=False)
+        return
+    screen.print(
+        f"before {before}\nnow    {after}\nSites refuse it until this digest stands in their courier.toml",
+        markup=False,
     )
 
 

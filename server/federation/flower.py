@@ -146,25 +146,28 @@ def await_superlink(federation: Federation, patience: float) -> bool:
 
 
 def register_nodes(federation: Federation) -> list[str]:
-    """Tell the SuperLink the sites' public keys, as far as it doesn't know them; return the new ones.
+    """See that the SuperLink knows the sites' public keys and no others; return the sites that are new to it.
 
-    A revoked site's key is told no more, and taken back if it is known.
+    A revoked site's key and one that another kit has replaced are taken back.
 
     Raises:
         UserError: if it can't be reached or refuses.
     """
-    from flwr.proto.control_pb2 import RegisterNodeRequest, UnregisterNodeRequest
+    from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
-    known = {node.site: node.node_id for node in nodes(federation) if node.node_id is not None}
     revoked = federation.revoked()
-    new = [site for site in federation.settings.sites if site not in known and site not in revoked]
+    ours = {
+        _public_bytes(federation, site): site for site in federation.settings.sites if site not in revoked
+    }
     with _control(federation) as client:
-        for site in revoked:
-            if site in known:
-                client.UnregisterNode(UnregisterNodeRequest(node_id=known[site]))
-        for site in new:
-            client.RegisterNode(RegisterNodeRequest(public_key=_public_bytes(federation, site), name=site))
-    return new
+        listed = client.ListNodes(ListNodesRequest()).nodes_info
+        known = {node.public_key: node.node_id for node in listed if node.status != "unregistered"}
+        for node_id in (known[key] for key in known.keys() - ours.keys()):
+            client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+        new = {key: site for key, site in ours.items() if key not in known}
+        for key, site in new.items():
+            client.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+    return list(new.values())
 
 
 def nodes(federation: Federation) -> list[Node]:

@@ -165,15 +165,20 @@ def _write(aside: Path, federation: Federation, config: RunConfig | None) -> lis
         place = aside / ("flower/config.toml" if name == "flower.toml" else name)
         place.write_text(render(name, values, TEMPLATES), encoding="utf-8")
     return [
-        _make_kit(aside, federation, authority, site, proposed.get(site, Proposal()))
-        for site in settings.sites
+        make_kit(aside, settings, authority, site, proposed.get(site, Proposal())) for site in settings.sites
     ]
 
 
-def _make_kit(
-    aside: Path, federation: Federation, authority: Credentials, site: str, proposal: Proposal
-) -> Made:
-    settings = federation.settings
+def make_kit(folder: Path, settings: Settings, authority: Credentials, site: str, proposal: Proposal) -> Made:
+    """Write one site's kit, with keys of its own, and its public key; what was there before is replaced.
+
+    Args:
+        folder: The federation's folder.
+        settings: What the federation is.
+        authority: Who signs the site's certificate.
+        site: Whose kit it is.
+        proposal: What the coordinator proposes for the site's policy.
+    """
     courier, node = certify_courier(authority, site), make_node_key()
     manifest = Manifest(
         federation=settings.name,
@@ -190,9 +195,9 @@ def _make_kit(
         NODE_KEY: node.private,
     }
     sealed = pack(manifest, files | _to_read(manifest))
-    path = aside / "kits" / f"{site}.kit"
-    _write_secret(path, sealed)
-    (aside / "nodes" / f"{site}.pub").write_bytes(node.public)
+    path = folder / "kits" / f"{site}.kit"
+    write_whole(path, sealed, 0o600)
+    write_whole(folder / "nodes" / f"{site}.pub", node.public)
     return Made(site, path, seal_of(sealed))
 
 

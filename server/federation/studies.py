@@ -142,6 +142,10 @@ def follow(federation: Federation, run_id: int) -> flower.Run:
         with contextlib.suppress(UserError):
             if (run := outcome(federation, run_id)).finished:
                 return run
+        if not flower.answers(federation):
+            print("The SuperLink does not answer; the study is watched again once it does.", file=sys.stderr)
+            while not flower.answers(federation):
+                time.sleep(LOOK_AGAIN)
         time.sleep(LOOK_AGAIN)
 
 

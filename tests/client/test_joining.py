@@ -10,7 +10,7 @@ import pytest
 
 from client.courier_settings import read_courier
 from client.founding import Choices
-from client.joining import door, join, open_kit
+from client.joining import door, join, open_kit, renew
 from client.policy import read_policy
 from common.errors import UserError
 from common.kit import CERTIFICATE, NODE_KEY, SECRET, Manifest, Proposal, pack, seal_of
@@ -219,3 +219,30 @@ def test_a_courier_of_another_bundle_finds_nothing_that_one_left(tmp_path, kit, 
     courier = read_courier(join(open_kit(kit, None), tmp_path / "site", choices).settings)
     other = replace(courier, settings=courier.settings.model_copy(update={"bundle": "cd" * 32}))
     assert courier.flower_home != other.flower_home
+
+
+def test_another_kit_replaces_the_couriers_keys_and_nothing_of_the_custodians(
+    kit, choices, credentials, tmp_path
+):
+    joined = join(open_kit(kit, None), tmp_path / "site", choices)
+    kept = {file: file.read_bytes() for file in joined.folder.rglob("*") if file.is_file()}
+    other = MANIFEST.model_copy(update={"bundle": "cd" * 32, "address": "elsewhere.example.org:8443"})
+    kit.write_bytes(pack(other, credentials[1]))
+    assert renew(open_kit(kit, None), joined.folder) == joined.settings
+    replaced = {file.name for file in kept if file.read_bytes() != kept[file]}
+    assert replaced == {"ca.crt", "courier.crt", "courier.key", "node.key", "courier.toml"}
+    assert {file for file in joined.folder.rglob("*") if file.is_file()} == kept.keys()
+    courier = read_courier(joined.settings)
+    assert courier.node_key.read_bytes() == credentials[1][NODE_KEY]
+    assert (courier.settings.bundle, courier.settings.address) == (other.bundle, other.address)
+    assert courier.settings.custodian == choices.listen
+
+
+def test_a_kit_of_another_site_renews_nothing(kit, choices, credentials, tmp_path):
+    joined = join(open_kit(kit, None), tmp_path / "site", choices)
+    kit.write_bytes(pack(MANIFEST.model_copy(update={"site": "south"}), credentials[1]))
+    with pytest.raises(UserError, match=r"the kit is for site south, and .* is site north"):
+        renew(open_kit(kit, None), joined.folder)
+    assert read_courier(joined.settings).node_key.read_bytes() == credentials[0][NODE_KEY]
+    with pytest.raises(UserError, match="no site to renew here"):
+        renew(open_kit(kit, None), tmp_path)

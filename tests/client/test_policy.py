@@ -90,7 +90,7 @@ def test_a_folder_that_others_can_write_is_refused(hospital):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_file_of_another_account_is_refused(hospital):
     os.chown(hospital.folder, 12345, 12345)
-    with pytest.raises(UserError, match="another account"):
+    with pytest.raises(UserError, match=r"belongs to the account 12345: .*sudo -u 12345"):
         read_policy(hospital.policy_path)
 
 
