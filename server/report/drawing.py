@@ -116,7 +116,7 @@ def label_right(axes: Axes, labels: Sequence[Label], least: float = 0.07) -> Non
     """
     low, high = axes.get_ylim()
     labels = sorted(labels, key=lambda label: label.height)
-    places = _apart([label.height for label in labels], least * (high - low))
+    places = _apart([label.height for label in labels], least * (high - low), low, high)
     beside = axes.get_yaxis_transform()
     for label, place in zip(labels, places, strict=True):
         tie: dict[str, Any] = {"transform": beside, "color": label.colour, "linewidth": 0.8, "clip_on": False}
@@ -125,14 +125,16 @@ def label_right(axes: Axes, labels: Sequence[Label], least: float = 0.07) -> Non
         axes.text(1.026, place, label.text, transform=beside, verticalalignment="center", **manner)
 
 
-def _apart(heights: Sequence[float], distance: float) -> list[float]:
-    """Move sorted heights as little as needs be until neighbours are a distance apart.
+def _apart(heights: Sequence[float], distance: float, low: float, high: float) -> list[float]:
+    """Move sorted heights as little as needs be until neighbours are a distance apart, from low to high.
 
-    Heights that collide become a block around their common mean; blocks that then collide are joined.
+    Heights that collide become a block around their common mean; blocks that then collide are joined. What
+    is too many for the space goes beyond its lower end.
     """
 
     def lowest(block: Sequence[float]) -> float:
-        return sum(block) / len(block) - distance * (len(block) - 1) / 2
+        reach = distance * (len(block) - 1)
+        return min(max(sum(block) / len(block) - reach / 2, low), high - reach)
 
     def highest(block: Sequence[float]) -> float:
         return lowest(block) + distance * (len(block) - 1)
