@@ -205,23 +205,6 @@ def renew(folder: Folder) -> None:
 
 
 @federation.command()
-def update(folder: Folder) -> None:
-    """Make the installed software's app the federation's, and show the digest on which sites must agree."""
-    from server.federation.amendments import take_installed_app
-    from server.federation.settings import open_federation
-
-    opened = open_federation(folder)
-    before, after = opened.settings.bundle, take_installed_app(opened)
-    if after == before:
-        screen.print(f"{opened.app} is the installed software's already: {after}", markup=False)
-        return
-    screen.print(
-        f"before {before}\nnow    {after}\nSites refuse it until this digest stands in their courier.toml",
-        markup=False,
-    )
-
-
-@federation.command()
 def revoke(
     folder: Folder,
     site: Annotated[str, typer.Argument(metavar="SITE", help="The site that may take part no more.")],

@@ -1,4 +1,4 @@
-"""A founded federation is amended: further kits, another certificate, another app."""
+"""A founded federation is amended: further kits, another certificate."""
 
 import shutil
 
@@ -6,9 +6,7 @@ import pytest
 
 from common.errors import UserError
 from common.kit import SECRET, unpack
-from server.federation import amendments
-from server.federation.amendments import another_kit, renew_certificate, take_installed_app
-from server.federation.bundle import digest_of, require_agreed
+from server.federation.amendments import another_kit, renew_certificate
 from server.federation.revocation import revoke
 from server.federation.settings import Federation, open_federation
 
@@ -100,19 +98,3 @@ def test_another_certificate_of_the_coordinators_fits_its_key_and_the_authority(
     assert certificate.public_key() == key.public_key()
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(federation.authority.read_bytes()))
     assert federation.certificate_key.stat().st_mode & 0o777 == 0o600
-
-
-def test_the_installed_softwares_app_becomes_the_federations(federation, monkeypatch, tmp_path):
-    software = tmp_path / "software"
-    shutil.copytree(federation.app, software)
-    monkeypatch.setattr(amendments, "find_project", lambda: software)
-    before = contents(federation)
-    assert take_installed_app(federation) == federation.settings.bundle and not changed(federation, before)
-    with (software / "client" / "app.py").open("a") as file:
-        file.write("# another version\n")
-    digest = take_installed_app(federation)
-    assert digest == digest_of(amendments.build(software)) != federation.settings.bundle
-    assert changed(federation, before) == {"federation.toml", "app/client/app.py"}
-    again = open_federation(federation.path)
-    assert again.settings.bundle == digest
-    require_agreed(again.app, digest)
