@@ -270,7 +270,7 @@ def _csv(path: Path, wanted: Sequence[str]) -> _Contents:
     first.decode()  # or the file isn't UTF-8
     header = _fields(first)
     if not header:
-        raise ValueError("its first line names no columns")
+        raise UserError(f"{path}: its first line names no columns")
     at = {name: header.index(name) for name in wanted if name in header}
     columns: dict[str, list[object]] = {name: [] for name in at}
     good, broken = [], []
@@ -319,13 +319,13 @@ def _arrow_cell(column: "pyarrow.ChunkedArray", row: int) -> object:
 def _npz(path: Path, wanted: Sequence[str]) -> _Contents:
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("it holds a single array without a name")
+        raise UserError(f"{path}: it holds a single array without a name")
     with archive:
         arrays = {name: archive[name] for name in wanted if name in archive}
     columns: dict[str, Column] = {}
     for name, values in arrays.items():
         if values.ndim == 0 or values.dtype.kind not in "biufUSMm":
-            raise ValueError(f"{name!r} is no array of numbers or text")
+            raise UserError(f"{path}: {name!r} is no array of numbers or text")
         if values.ndim > 1 or values.dtype.kind in "biuf":
             columns[name] = values
         elif values.dtype.kind in "US":
