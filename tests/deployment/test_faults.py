@@ -16,7 +16,7 @@ from common.errors import UserError
 from simulations.drills.kills import STRIKES
 from simulations.drills.network import require_network
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS, SITES = 8, 2

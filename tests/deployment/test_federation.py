@@ -169,6 +169,16 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
             program.kill()
 
 
+@pytest.fixture(scope="module")
+def studied(deployed: Deployed) -> dict[str, str]:
+    """The study has been run; what its command said of it."""
+    study = ["--run-config", deployed.folder / "study.toml"]
+    ended: dict[str, str] = json.loads(
+        well(grandrounds("federation", "run", deployed.federation.path, *study, "--json"))
+    )
+    return ended
+
+
 class AtHospitals(ClientApp):
     """The real courier in this process, each node with the door of one of the deployed custodians."""
 
@@ -187,11 +197,9 @@ def simulated(folder: Path, seed: int) -> float:
     return read(folder / f"s{seed}" / "summary.json").results.federation["auroc"].mean
 
 
-def test_a_study_runs_to_its_end_and_its_releases_give_the_same_bits_again(deployed, tmp_path):
-    study = ["--run-config", deployed.folder / "study.toml"]
-    ended = json.loads(well(grandrounds("federation", "run", deployed.federation.path, *study, "--json")))
+def test_a_study_runs_to_its_end_and_its_releases_give_the_same_bits_again(deployed, studied, tmp_path):
     results = deployed.federation.runs / "trial"
-    assert (ended["status"], ended["results"]) == ("finished:completed", str(results))
+    assert (studied["status"], studied["results"]) == ("finished:completed", str(results))
     summary = read(results / "summary.json")
     assert [set(line.answered) for line in summary.history] == [set(SITES)] * 2
     assert deployed.charges() == dict.fromkeys(SITES, 2)
@@ -212,7 +220,7 @@ def test_a_study_runs_to_its_end_and_its_releases_give_the_same_bits_again(deplo
     assert abs(summary.results.federation["auroc"].mean - spread.mean()) <= 3 * spread.std(ddof=1)
 
 
-def test_status_shows_programs_sites_and_runs(deployed):
+def test_status_shows_programs_sites_and_runs(deployed, studied):
     shown = json.loads(well(grandrounds("federation", "status", deployed.federation.path, "--json")))
     assert all(shown["programs"].values()) and shown["superlink"]["answers"]
     assert {node["site"]: node["status"] for node in shown["nodes"]} == dict.fromkeys(SITES, "online")
@@ -220,7 +228,7 @@ def test_status_shows_programs_sites_and_runs(deployed):
     assert "everything runs already" in well(grandrounds("federation", "start", deployed.federation.path))
 
 
-def test_a_courier_of_another_bundle_is_refused_at_every_site_with_both_digests(deployed, tmp_path):
+def test_a_courier_of_another_bundle_is_refused_at_every_site_with_both_digests(deployed, studied, tmp_path):
     """What a coordinator could try who goes round its own command, which refuses as well."""
     federation, before = deployed.federation, deployed.charges()
     other, trace = tmp_path / "app", tmp_path / "trace"
