@@ -28,6 +28,8 @@ from server.federation.settings import Federation
 
 LOOK_AGAIN = 1.0
 """Seconds between two looks at a run that still goes on after its log has ended."""
+ENDING_PATIENCE = 30.0
+"""Seconds for the server process of a study that broke off to be gone: it outlives its SuperLink a little."""
 
 
 def study_config(federation: Federation, sources: Sequence[str]) -> RunConfig:
@@ -68,6 +70,9 @@ def broken_off(federation: Federation, study: str, where: Path | None, sources: 
 
     where = where or federation.runs
     final, folder = where / study, working_folder(where / study)
+    deadline = time.monotonic() + ENDING_PATIENCE
+    while is_taken(folder) and time.monotonic() < deadline:
+        time.sleep(LOOK_AGAIN)
     if final.exists():
         raise UserError(f"study {study} is finished: its results are in {final}")
     if is_taken(folder):

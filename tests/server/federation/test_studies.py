@@ -1,6 +1,7 @@
 """A study's run config, as it holds on the coordinator's machine."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from common.errors import UserError
 from common.plan import Plan
 from common.runs import CHECKPOINT, RunFolder
 from server.checkpoint import Progress, fingerprint, keep
+from server.federation import studies
 from server.federation.flower import nodes
 from server.federation.settings import Federation
 from server.federation.studies import broken_off, for_agreed_app, public_plan, require_new, study_config
@@ -80,7 +82,17 @@ def test_a_study_that_broke_off_goes_on_with_its_own_settings_wherever_it_lies(f
         broken_off(founded[0], "trial", elsewhere, ["num-rounds=3"])
 
 
-def test_what_cannot_go_on_is_told_in_one_line(founded, runs):
+def test_a_server_that_is_ending_is_waited_for(founded, runs):
+    taken = RunFolder.open(runs / "trial", resumes=True)
+    taken.__enter__()
+    ending = threading.Timer(0.5, taken.__exit__, (None, None, None))
+    ending.start()
+    assert broken_off(founded[0], "trial", runs, []).run_id == "trial"
+    ending.join()
+
+
+def test_what_cannot_go_on_is_told_in_one_line(founded, runs, monkeypatch):
+    monkeypatch.setattr(studies, "ENDING_PATIENCE", 0.0)
     with pytest.raises(UserError, match=r"nothing to go on with, .*; studies that broke off there: trial$"):
         broken_off(founded[0], "other", runs, [])
     with pytest.raises(UserError, match=r"nothing to go on with, .*; no study broke off there$"):
