@@ -85,7 +85,7 @@ def test_a_study_that_broke_off_goes_on_with_its_own_settings_wherever_it_lies(f
 def test_a_server_that_is_ending_is_waited_for(founded, runs):
     taken = RunFolder.open(runs / "trial", resumes=True)
     taken.__enter__()
-    ending = threading.Timer(0.5, taken.__exit__, (None, None, None))
+    ending = threading.Timer(0.5, taken.__exit__, (OSError, OSError("cut off"), None))
     ending.start()
     assert broken_off(founded[0], "trial", runs, []).run_id == "trial"
     ending.join()
