@@ -32,6 +32,7 @@ from typing import Any, Final, Literal, get_args
 from urllib.parse import quote
 
 from common.errors import UserError
+from common.runs import make_durable
 
 Untrusted = Literal["missing", "wrong-key", "edited", "truncated", "older-copy", "anchor-missing", "damaged"]
 """Faults of what is there; the others are of the moment."""
@@ -180,7 +181,7 @@ class Chain:
                 chain.close()
                 path.unlink()
                 raise
-        _sync_folder(path.parent)
+        make_durable(path.parent)
         return chain
 
     @classmethod
@@ -456,7 +457,7 @@ class _Anchor:
             except BaseException:
                 os.unlink(file.name)
                 raise
-        _sync_folder(self._path.parent)
+        make_durable(self._path.parent)
 
     def _seal(self, length: int, head: bytes) -> str:
         return _seal(self._key, length.to_bytes(8, "big") + head).hex()
@@ -514,14 +515,6 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- Keys --------------------------------------------------------------------------------------------------

@@ -1,16 +1,14 @@
 """The courier's settings, `courier.toml`, and the files that lie beside it."""
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from client.policy import require_own, require_secret
-from common.config import first_complaint
-from common.errors import UserError
 from common.kit import AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NODE_KEY, Address, Digest, SiteName
+from common.settings_files import read_settings
 from common.strict import Strict
 
 EXECUTOR_KEY = "superexec.key"
@@ -78,14 +76,7 @@ def read_courier(path: Path) -> CourierFolder:
         UserError: naming the file and key that are wrong, and what would be right.
     """
     require_own(path, "no settings, no courier")
-    try:
-        settings = CourierSettings.model_validate(
-            tomllib.loads(path.read_text(encoding="utf-8")), by_alias=True, by_name=False
-        )
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        raise first_complaint(error, str(path)) from None
+    settings = read_settings(CourierSettings, path)
     folder = CourierFolder(path.absolute().parent, settings)
     for secret in (folder.certificate_key, folder.node_key, folder.executor_key):
         require_secret(secret)

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from client.ledger import Ledger
-from client.policy import parse_policy
+from client.policy import ServedPolicy
 from client.served import require_patients
 from common.accounting import Unit
 from common.datasets.description import read_description
 from common.errors import ConfigError, UserError
+from common.runs import write_new
+from common.settings_files import parse_settings
 from common.site_files import render
 
 
@@ -45,7 +47,7 @@ def found(folder: Path, choices: Choices) -> Path:
         UserError: if a choice is none that a policy can have, the data description isn't right, there is a
             site in the folder already, or a file can't be written.
     """
-    parse_policy(written(choices), "the new site")
+    parse_settings(ServedPolicy, written(choices), "the new site")
     if choices.run_epsilon > choices.lifetime_epsilon:
         # Later the lifetime's cap may well be lowered below a run's, to end all spending.
         expected = f"at most lifetime-epsilon = {choices.lifetime_epsilon:g}"
@@ -57,7 +59,7 @@ def found(folder: Path, choices: Choices) -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)  # its group may reach the socket
         (folder / "state").mkdir(mode=0o700)
         secret = secrets.token_bytes(32)
-        _write_new(key, secret)
+        write_new(key, secret)
         Ledger.create(
             folder / "state" / "ledger.db",
             secret,
@@ -65,7 +67,7 @@ def found(folder: Path, choices: Choices) -> Path:
             unit=choices.unit,
             anchor=folder / "ledger.anchor",
         ).close()
-        _write_new(policy, written(choices).encode())
+        write_new(policy, written(choices).encode())
     except FileExistsError as error:
         raise UserError(f"{error.filename} is there already: a site is founded once") from None
     except OSError as error:
@@ -82,11 +84,3 @@ def written(choices: Choices) -> str:
         "studies": list(choices.studies),
     }
     return render("site.toml", values)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a file that wasn't there, for the owner's eyes only."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

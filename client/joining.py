@@ -15,20 +15,17 @@ Another kit of the same site replaces what its first one brought, and nothing el
 import os
 import secrets
 import shutil
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from client.courier_settings import EXECUTOR_KEY, CourierSettings
 from client.founding import Choices, found
-from common.config import first_complaint
 from common.errors import UserError
 from common.kit import AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NEEDED, NODE_KEY, TO_READ, Kit, unpack
-from common.runs import disk_errors, write_whole
+from common.runs import disk_errors, write_new, write_whole
+from common.settings_files import read_settings
 from common.site_files import own_program, render, require_plain
 
 
@@ -121,16 +118,9 @@ def renew(kit: Kit, folder: Path) -> Path:
     courier = folder.absolute() / "courier"
     settings = courier / "courier.toml"
     try:
-        now = CourierSettings.model_validate(
-            tomllib.loads(settings.read_text(encoding="utf-8")), by_alias=True
-        )
-        owner = courier.stat()
+        now, owner = read_settings(CourierSettings, settings), courier.stat()
     except OSError as error:
         raise UserError(f"{settings}: no site to renew here: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{settings}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        raise first_complaint(error, str(settings)) from None
     if kit.manifest.site != now.site:
         raise UserError(f"the kit is for site {kit.manifest.site}, and {folder} is site {now.site}")
     text = render("courier.toml", kit.manifest.model_dump() | {"listen": now.custodian})
@@ -151,10 +141,10 @@ def _write_courier(kit: Kit, folder: Path, listen: str) -> Path:
     courier = folder / "courier"
     courier.mkdir(mode=0o700)
     for name in NEEDED:
-        _write(courier / name, kit.files[name])
-    _write(courier / EXECUTOR_KEY, secrets.token_bytes(32))
+        write_new(courier / name, kit.files[name])
+    write_new(courier / EXECUTOR_KEY, secrets.token_bytes(32))
     settings = courier / "courier.toml"
-    _write(settings, render("courier.toml", kit.manifest.model_dump() | {"listen": listen}).encode())
+    write_new(settings, render("courier.toml", kit.manifest.model_dump() | {"listen": listen}).encode())
     return settings
 
 
@@ -168,11 +158,6 @@ def _write_to_read(kit: Kit, folder: Path, choices: Choices) -> None:
     for name in TO_READ:
         if name not in ("site.toml", "courier.toml"):  # those lie where they are used
             (folder / name).write_text(render(name, values), encoding="utf-8")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
 
 
 def _check_credentials(files: Mapping[str, bytes], where: str) -> None:

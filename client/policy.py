@@ -12,19 +12,19 @@ request makes the site reckon for long.
 import os
 import pwd
 import stat
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
-from common.config import FeatureKind, Layers, first_complaint
+from common.config import FeatureKind, Layers
 from common.errors import ConfigError, UserError
 from common.messages import Rule
 from common.plan import Plan
+from common.settings_files import read_settings
 from common.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -248,30 +248,13 @@ def read_policy(path: Path) -> ServedPolicy:
             wrong key.
     """
     require_own(path, "no policy, no service")
-    try:
-        policy = parse_policy(path.read_text(), str(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    policy = read_settings(ServedPolicy, path)
     policy = policy.beside(path.absolute().parent)
     if len((socket_path := policy.service.listen.removeprefix("unix:")).encode()) > LONGEST_SOCKET_PATH:
         expected = f"a path of at most {LONGEST_SOCKET_PATH} bytes"
         raise ConfigError(str(path), "service.listen", socket_path, expected)
     require_own(Path(policy.data.description), "the policy's data.description")
     return policy
-
-
-def parse_policy(text: str, where: str) -> ServedPolicy:
-    """Check the text of a `site.toml`; its paths stay as they stand there.
-
-    Raises:
-        UserError: if it is not TOML, or has a missing, unknown or wrong key.
-    """
-    try:
-        return ServedPolicy.model_validate(tomllib.loads(text), by_alias=True, by_name=False)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        raise first_complaint(error, where) from None
 
 
 def require_own(path: Path, otherwise: str) -> None:

@@ -167,14 +167,26 @@ def write_whole(path: Path, body: bytes, mode: int | None = None) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            _make_durable(path.parent)
+            make_durable(path.parent)
         finally:
             # Also after Ctrl-C; after the move there is nothing left to remove.
             partial.unlink(missing_ok=True)
 
 
-def _make_durable(folder: Path) -> None:
-    """Let a move within a folder outlast a power cut."""
+def write_new(path: Path, body: bytes) -> None:
+    """Write a file that wasn't there, for its owner's eyes only.
+
+    Raises:
+        OSError: if it can't be written, or is there.
+    """
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def make_durable(folder: Path) -> None:
+    """Let what was put into a folder, or moved within it, outlast a power cut."""
     place = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(place)

@@ -4,7 +4,6 @@ The folder appears under its name only when all of it is whole. Private keys of 
 nowhere else.
 """
 
-import os
 import re
 import secrets
 import shutil
@@ -25,7 +24,7 @@ from common.kit import (
     pack,
     seal_of,
 )
-from common.runs import write_whole
+from common.runs import write_new, write_whole
 from common.site_files import PROGRAM, own_program, render, require_plain
 from server.federation.authority import (
     Credentials,
@@ -150,9 +149,9 @@ def _write(aside: Path, federation: Federation, config: RunConfig | None) -> lis
     server = certify_server(authority, [settings.host, *LOCAL_NAMES])
     for folder in ("ca", "kits", "nodes", "flower", "gateway", "state", "logs", "runs", "systemd"):
         (aside / folder).mkdir(mode=0o700)
-    _write_secret(aside / "ca" / "ca.key", authority.key)
-    _write_secret(aside / "server.key", server.key)
-    _write_secret(aside / "state" / "superexec.key", secrets.token_bytes(32))
+    write_new(aside / "ca" / "ca.key", authority.key)
+    write_new(aside / "server.key", server.key)
+    write_new(aside / "state" / "superexec.key", secrets.token_bytes(32))
     (aside / LIST).touch()
     (aside / "ca.crt").write_bytes(authority.certificate)
     (aside / "server.crt").write_bytes(server.certificate)
@@ -218,11 +217,6 @@ def _to_read(manifest: Manifest) -> dict[str, bytes]:
         "lifetime_epsilon": UNKNOWN,
     }
     return {name: render(name, values).encode() for name in TO_READ}
-
-
-def _write_secret(path: Path, content: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
 
 
 def parse_sites(text: str) -> Sequence[str]:

@@ -1,16 +1,15 @@
 """A federation's folder at the coordinator: what lies where, and the settings that a person may change."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from common.config import first_complaint
 from common.errors import UserError
 from common.kit import Digest, SiteName
+from common.settings_files import read_settings
 from common.strict import Strict
 
 SETTINGS = "federation.toml"
@@ -121,15 +120,9 @@ def open_federation(path: Path) -> Federation:
     """
     file = path / SETTINGS
     try:
-        settings = Settings.model_validate(
-            tomllib.loads(file.read_text(encoding="utf-8")), by_alias=True, by_name=False
-        )
+        settings = read_settings(Settings, file)
     except OSError as error:
         raise UserError(
             f"{file}: no federation here: {error.strerror}; grandrounds federation init makes one"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        raise first_complaint(error, str(file)) from None
     return Federation(path.absolute(), settings)
