@@ -5,7 +5,7 @@ Everything goes through Flower's `Grid`; every wait has a timeout.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import Message
@@ -107,6 +107,12 @@ def answers_to(grid: Grid, letters: dict[str, int], timeout: float) -> dict[int,
     return answers
 
 
+def pulled(grid: Grid, message_ids: Sequence[str]) -> Iterator[Message]:
+    """Pull the replies to these messages that are there, a few at a time."""
+    for start in range(0, len(message_ids), PULLED_AT_ONCE):
+        yield from grid.pull_messages(message_ids[start : start + PULLED_AT_ONCE])
+
+
 def in_words(answer: Answer | str) -> str:
     """Why an answer isn't the one that was asked for; nothing that a site wrote is shown."""
     return answer if isinstance(answer, str) else "an answer about something else"
@@ -120,12 +126,11 @@ def _collect(grid: Grid, waiting: dict[str, int], timeout: float) -> Iterator[Me
     deadline = time.monotonic() + timeout
     pause = 0.001  # Flower's own loop sleeps for three seconds between looks
     while waiting:
-        asked, before = list(waiting), len(waiting)
-        for start in range(0, len(asked), PULLED_AT_ONCE):
-            for reply in grid.pull_messages(asked[start : start + PULLED_AT_ONCE]):
-                if reply.metadata.reply_to_message_id in waiting:
-                    del waiting[reply.metadata.reply_to_message_id]
-                    yield reply
+        before = len(waiting)
+        for reply in pulled(grid, list(waiting)):
+            if reply.metadata.reply_to_message_id in waiting:
+                del waiting[reply.metadata.reply_to_message_id]
+                yield reply
         if time.monotonic() >= deadline:
             break
         if len(waiting) == before:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from common.logs import about
+from server.correspondence import pulled
 
 MOST_TASKS = 4
 """Tasks that are remembered of one site, the latest: a site that is gone must not cost every round more."""
-PULLED_AT_ONCE = 32
-"""Answers that are in memory at the same time, at most."""
 
 log = logging.getLogger("flwr")  # shows where a Flower user looks
 
@@ -66,10 +65,8 @@ class Stragglers:
     def _taken(self, grid: Grid) -> Iterator[tuple[Late, bool]]:
         """Pull replies; one that says that there will be no answer is no answer."""
         places = {message_id: site for site, tasks in self._out.items() for message_id in tasks}
-        waiting = list(places)
-        for start in range(0, len(waiting), PULLED_AT_ONCE):
-            for reply in grid.pull_messages(waiting[start : start + PULLED_AT_ONCE]):
-                message_id = reply.metadata.reply_to_message_id
-                if message_id in places:
-                    site = places.pop(message_id)
-                    yield Late(site, self._out[site].pop(message_id)), not reply.has_error()
+        for reply in pulled(grid, list(places)):
+            message_id = reply.metadata.reply_to_message_id
+            if message_id in places:
+                site = places.pop(message_id)
+                yield Late(site, self._out[site].pop(message_id)), not reply.has_error()

@@ -84,7 +84,7 @@ def init(
 @federation.command()
 def adopt(folder: Folder) -> None:
     """Let this software's app be the federation's: after an update, once all sites agree to it."""
-    from server.federation.provisioning import adopt_app
+    from server.federation.amendments import adopt_app
     from server.federation.settings import open_federation
 
     opened = open_federation(folder)

@@ -4,7 +4,6 @@ The folder appears under its name only when all of it is whole. Private keys of 
 nowhere else.
 """
 
-import re
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from server.federation.authority import (
 )
 from server.federation.bundle import build, digest_of, find_project, unpack
 from server.federation.revocation import LIST
-from server.federation.settings import SETTINGS, Federation, Settings, bracketed
+from server.federation.settings import Federation, Settings, bracketed
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
@@ -91,29 +90,6 @@ def found_federation(path: Path, settings: Settings, config: RunConfig | None) -
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return [Made(one.site, path / "kits" / one.path.name, one.seal) for one in made]
-
-
-def adopt_app(federation: Federation) -> str:
-    """Make this software's app the federation's and return its bundle's digest, on which sites must agree.
-
-    Raises:
-        UserError: if the project isn't there, or something can't be written.
-    """
-    bundle = build(find_project())
-    digest, settings = digest_of(bundle), federation.path / SETTINGS
-    text = re.sub(r"^bundle = .*$", f'bundle = "{digest}"', settings.read_text("utf-8"), flags=re.MULTILINE)
-    fresh, old = federation.path / ".app.partial", federation.path / ".app.old"
-    try:
-        for left in (fresh, old):
-            shutil.rmtree(left, ignore_errors=True)
-        unpack(bundle, fresh)
-        federation.app.rename(old)
-        fresh.rename(federation.app)
-        write_whole(settings, text.encode())  # until here a study is refused: app and digest differ
-        shutil.rmtree(old)
-    except OSError as error:
-        raise UserError(f"{error.filename} can't be written: {error.strerror}") from None
-    return digest
 
 
 def proposals(config: RunConfig | None) -> Mapping[str, Proposal]:

@@ -6,7 +6,8 @@ import pytest
 
 from common.errors import UserError
 from common.kit import SECRET, unpack
-from server.federation.amendments import another_kit, renew_certificate
+from server.federation.amendments import adopt_app, another_kit, renew_certificate
+from server.federation.bundle import require_agreed
 from server.federation.revocation import revoke
 from server.federation.settings import Federation, open_federation
 
@@ -98,3 +99,27 @@ def test_another_certificate_of_the_coordinators_fits_its_key_and_the_authority(
     assert certificate.public_key() == key.public_key()
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(federation.authority.read_bytes()))
     assert federation.certificate_key.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_app_is_adopted_whole_and_named_by_its_digest(founded, tmp_path):
+    path = tmp_path / "fed"
+    shutil.copytree(founded[0].path, path)
+    (path / "app" / "client" / "app.py").write_text("# what another version had\n")
+    text = (path / "federation.toml").read_text()
+    (path / "federation.toml").write_text(text.replace(founded[0].settings.bundle, "0" * 64))
+    digest = adopt_app(open_federation(path))
+    adopted = open_federation(path)
+    assert digest == adopted.settings.bundle == founded[0].settings.bundle
+    require_agreed(adopted.app, digest)
+    assert (path / "federation.toml").read_text() == text
+    assert {file.name for file in path.iterdir()} == {file.name for file in founded[0].path.iterdir()}
+
+
+def test_an_app_is_not_adopted_where_its_digest_has_no_place(federation):
+    file = federation.path / "federation.toml"
+    agreed = f'bundle = "{federation.settings.bundle}"'
+    file.write_text(file.read_text().replace(agreed, f'"bundle" = "{"0" * 64}"'))
+    before = contents(federation)
+    with pytest.raises(UserError, match=r"federation\.toml: bundle can't be changed as it is written"):
+        adopt_app(open_federation(federation.path))
+    assert not changed(federation, before)

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.kit import AUTHORITY, NEEDED, SECRET, TO_READ, Kit, Proposal, unpack
 from server.federation.authority import expiry
 from server.federation.bundle import require_agreed
-from server.federation.provisioning import adopt_app, found_federation, parse_sites
+from server.federation.provisioning import found_federation, parse_sites
 from server.federation.settings import open_federation
 
 from .conftest import SITES, STUDY, settings
@@ -193,17 +193,3 @@ def test_systemd_finds_units_valid_and_hardened(units, tmp_path, unit, exposure)
     rate = ["systemd-analyze", "security", "--offline=true", f"--threshold={exposure}", str(tmp_path / name)]
     done = subprocess.run(rate, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-400:]
-
-
-def test_an_app_is_adopted_whole_and_named_by_its_digest(founded, tmp_path):
-    path = tmp_path / "fed"
-    shutil.copytree(founded[0].path, path)
-    (path / "app" / "client" / "app.py").write_text("# what another version had\n")
-    text = (path / "federation.toml").read_text()
-    (path / "federation.toml").write_text(text.replace(founded[0].settings.bundle, "0" * 64))
-    digest = adopt_app(open_federation(path))
-    adopted = open_federation(path)
-    assert digest == adopted.settings.bundle == founded[0].settings.bundle
-    require_agreed(adopted.app, digest)
-    assert (path / "federation.toml").read_text() == text
-    assert {file.name for file in path.iterdir()} == {file.name for file in founded[0].path.iterdir()}
