@@ -5,19 +5,16 @@ uses, since `flwr supernode list` doesn't show which node is whose. Studies are 
 """
 
 import contextlib
-import os
 import ssl
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from server import flower_programs
 from server.federation.settings import REVOKED, Federation
+from server.flower_programs import program
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -81,22 +78,9 @@ class Run:
 
 
 def environment(federation: Federation) -> dict[str, str]:
-    """The environment of Flower's programs: our home, no telemetry, no environment built for each run."""
-    programs = Path(sys.executable).parent  # not resolved: in a virtual environment this is a link
-    return os.environ | {
-        "FLWR_HOME": str(federation.flower_home),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(POLL_SECONDS),
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-
-
-def program(name: str) -> str:
-    """Path of one of Flower's programs, beside this Python's."""
-    return str(Path(sys.executable).parent / name)
+    """The environment of a federation's programs."""
+    own = flower_programs.environment(federation.flower_home)
+    return own | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(POLL_SECONDS)}
 
 
 def superlink_command(federation: Federation) -> list[str]:
@@ -128,13 +112,7 @@ def superexec_command(federation: Federation) -> list[str]:
 def answers(federation: Federation) -> bool:
     """Whether a SuperLink with our certificate answers."""
     trusted = ssl.create_default_context(cafile=str(federation.authority))
-    try:
-        with urllib.request.urlopen(
-            f"https://{federation.superlink}/health", timeout=2, context=trusted
-        ) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    return flower_programs.answers(f"https://{federation.superlink}", trusted)
 
 
 def await_superlink(federation: Federation, patience: float) -> bool:

@@ -20,13 +20,13 @@ from common.errors import UserError
 from common.site_files import own_program
 from server.federation import flower
 from server.federation.settings import Federation
+from server.flower_programs import tail
 
 START_PATIENCE = 60.0
 """Seconds for a program to be there."""
 STOP = ((signal.SIGTERM, 2.0), (signal.SIGINT, 3.0), (signal.SIGKILL, 1.0))
 """How a program is ended, and the seconds before the next way is tried. After SIGTERM the SuperLink waits for
 open calls, such as that of somebody who follows a run's log, until SIGINT comes."""
-TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,6 @@ def require_port(federation: Federation) -> None:
                 "(and the address in flower/config.toml and nginx.conf)"
             ) from None
         raise UserError(f"{where}: {host}:{port} can't be listened at: {error.strerror}") from None
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    try:
-        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:])
-    except OSError:
-        return ""
 
 
 def _await(federation: Federation, part: Part, program: "subprocess.Popen[bytes]") -> None:

@@ -8,15 +8,11 @@ starts.
 """
 
 import contextlib
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from common.config import RunConfig, Scalar
 from common.errors import UserError
@@ -25,6 +21,7 @@ from common.runs import CHECKPOINT, is_taken, working_folder
 from server.federation import flower
 from server.federation.bundle import known_keys, require_agreed
 from server.federation.settings import Federation
+from server.flower_programs import flwr, flwr_answer
 
 LOOK_AGAIN = 1.0
 """Seconds between two looks at a run that still goes on after its log has ended."""
@@ -119,21 +116,11 @@ def submit(federation: Federation, config: RunConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="grandrounds-") as folder:
         file = Path(folder) / "run-config.toml"
         file.write_text(as_toml(for_agreed_app(federation, config)), encoding="utf-8")
-        command = [
-            "run",
-            str(federation.app),
-            flower.CONNECTION,
-            "--run-config",
-            str(file),
-            "--format",
-            "json",
-        ]
-        done = _flwr(federation, command, stdout=subprocess.PIPE)
-    answer: dict[str, object] = {}
-    with contextlib.suppress(json.JSONDecodeError):
-        answer = json.loads(done.stdout)
-    if not answer.get("success"):
-        raise UserError(f"Flower refused the run: {str(answer.get('error-message') or done.stdout).strip()}")
+        answer = flwr_answer(
+            _environment(federation),
+            *("run", str(federation.app), flower.CONNECTION, "--run-config", str(file)),
+            cwd=federation.path,
+        )
     return int(str(answer["run-id"]))
 
 
@@ -143,7 +130,8 @@ def follow(federation: Federation, run_id: int) -> flower.Run:
     The SuperLink may be started again meanwhile.
     """
     while True:
-        _flwr(federation, ["log", str(run_id), flower.CONNECTION, "--stream"], stdout=sys.stderr)
+        watch = ("log", str(run_id), flower.CONNECTION, "--stream")
+        flwr(_environment(federation), *watch, stdout=sys.stderr, cwd=federation.path)
         with contextlib.suppress(UserError):
             if (run := outcome(federation, run_id)).finished:
                 return run
@@ -210,16 +198,5 @@ def _require_sites(federation: Federation, config: RunConfig) -> None:
         raise UserError(f"the study has the site {strangers[0]}; this federation has {', '.join(ours)}")
 
 
-def _flwr(
-    federation: Federation, arguments: list[str], stdout: int | IO[str]
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [flower.program("flwr"), *arguments],
-        env=flower.environment(federation) | {"PYTHONWARNINGS": "ignore"},
-        cwd=os.fspath(federation.path),
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+def _environment(federation: Federation) -> dict[str, str]:
+    return flower.environment(federation) | {"PYTHONWARNINGS": "ignore"}

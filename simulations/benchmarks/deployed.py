@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,11 +28,11 @@ from rich.console import Console
 from client.founding import Choices, found
 from common.errors import UserError
 from common.site_files import own_program
-from server.federation.flower import program
+from server.flower_programs import flwr_answer, program, tail
 from simulations.drills.local import COORDINATOR, Local, Study, free_ports, local_federation, wait
 from simulations.drills.processes import Program, Services
-from simulations.ray_backend import ENVIRONMENT
 from simulations.settings import run_settings
+from simulations.superlink import superlink
 
 PATIENCE = 1800.0
 NOOP = Path(__file__).parent / "noop_app"
@@ -157,30 +156,16 @@ def _our_rounds(folder: Path, sites: int, rounds: int) -> float:
 def _flowers_rounds(home: Path, nodes: int, rounds: int) -> float:
     """Time the app that does nothing, through Flower's programs as they come."""
     home.mkdir()
-    api, *ports = free_ports(1 + nodes)
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "floor"\n\n[superlink.floor]\naddress = "127.0.0.1:{api}"\ninsecure = true\n'
-    )
-    environment = os.environ | ENVIRONMENT | {"FLWR_HOME": str(home)}
-    environment["PATH"] = f"{Path(program('flwr')).parent}{os.pathsep}{environment['PATH']}"
     record = home / "record.json"
-    with Services() as services:
-        link = [program("flower-superlink"), "--insecure", "--database", str(home / "state.db")]
-        link += ["--host", "127.0.0.1", "--port", str(api)]
-        services.run("superlink", Program(link, home / "superlink.log", environment))
-        for place, port in enumerate(ports):
-            node = [program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{api}"]
+    with superlink(home, "floor", "--database", str(home / "state.db")) as link, Services() as services:
+        for place, port in enumerate(free_ports(nodes)):
+            node = [program("flower-supernode"), "--insecure", "--superlink", link.address]
             node += ["--host", "127.0.0.1", "--port", str(port), "--node-config", f"partition-id={place}"]
-            services.run(f"node {place}", Program(node, home / f"node-{place}.log", environment))
+            services.run(f"node {place}", Program(node, home / f"node-{place}.log", link.environment))
         settings = f'rounds={rounds} nodes={nodes} record="{record}"'
-        start = [program("flwr"), "run", str(NOOP), "floor", "--run-config", settings]
-        # It is refused until the SuperLink is there.
-        if not wait(
-            lambda: subprocess.run(start, env=environment, capture_output=True).returncode == 0, PATIENCE, 1
-        ):
-            raise UserError("Flower's own app can't be started")
+        flwr_answer(link.environment, "run", str(NOOP), "floor", "--run-config", settings)
         if not wait(record.exists, PATIENCE):
-            raise UserError(f"Flower's own app did not end: {(home / 'superlink.log').read_text()[-2000:]}")
+            raise UserError(f"Flower's own app did not end:\n{tail(home / 'superlink.log')}")
         time.sleep(0.5)
         seconds: list[float] = json.loads(record.read_text())["seconds"]
         return statistics.median(seconds[1:])

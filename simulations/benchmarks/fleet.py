@@ -12,16 +12,9 @@ that fits into three seconds.
 import argparse
 import json
 import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,12 +22,11 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from rich.console import Console
 from rich.table import Table
 
-from simulations.ray_backend import ENVIRONMENT
+from simulations.superlink import superlink
 
 POLLING_SECONDS = 3.0
 """How often a SuperNode asks (`flwr.supernode.start_client_internal`)."""
 ASKING_AT_ONCE = 4
-START_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,58 +50,24 @@ def load(nodes: int, polls: int) -> Load:
     """Measure with `nodes` nodes that ask `polls` times each."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        _superlink(Path(folder)) as (pid, address),
+        superlink(
+            Path(folder), "fleet", "--isolation", "process", "--database", f"{folder}/state.db"
+        ) as running,
         ExitStack() as up,
     ):
-        before = _processor_seconds(pid)
+        before = _processor_seconds(running.pid)
         asks = [
-            up.enter_context(http_request_response(address, insecure=True, max_retries=0))[1]
+            up.enter_context(http_request_response(running.address, insecure=True, max_retries=0))[1]
             for _ in range(nodes)
         ]
-        joined = _processor_seconds(pid)
+        joined = _processor_seconds(running.pid)
         with ThreadPoolExecutor(ASKING_AT_ONCE) as pool:
             for _ in range(polls):
                 answers = list(pool.map(lambda ask: ask(), asks))
                 assert answers == [None] * nodes, "a message came that nobody sent"
-        asked = _processor_seconds(pid)
+        asked = _processor_seconds(running.pid)
     each = (asked - joined) / (nodes * polls)
     return Load(nodes, 1e3 * (joined - before) / nodes, 1e3 * each, int(POLLING_SECONDS / each))
-
-
-@contextmanager
-def _superlink(home: Path) -> Iterator[tuple[int, str]]:
-    """Run a SuperLink with a database on disk; yield its process id and address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = Path(sys.executable).parent / "flower-superlink"
-    command = [str(program), "--insecure", "--isolation", "process", "--database", str(home / "state.db")]
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env=os.environ | ENVIRONMENT | {"FLWR_HOME": str(home)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + START_TIMEOUT
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"Flower's SuperLink did not start:\n{(home / 'log').read_text()}")
-            time.sleep(0.1)
-        yield process.pid, f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _processor_seconds(pid: int) -> float:

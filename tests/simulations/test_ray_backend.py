@@ -12,11 +12,10 @@ import pytest
 
 from common.config import Scalar
 from common.errors import UserError
-from simulations import ray_backend
 from simulations.benchmarks.noop_app import noop
 from simulations.benchmarks.rounds import NOOP_APP
 from simulations.inprocess import run_inprocess
-from simulations.ray_backend import run_ray, tail
+from simulations.ray_backend import run_ray
 
 CONFIG: dict[str, Scalar] = {
     "rounds": 3,
@@ -84,10 +83,3 @@ def test_a_run_that_failed_raises_with_the_reason(tmp_path: Path) -> None:
 def test_a_key_that_the_app_lacks_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Invalid run configuration"):
         run_ray(NOOP_APP, CONFIG | {"no-such-key": 1}, 3, tmp_path / "ray.log")
-
-
-def test_tail_is_the_end_without_colours(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("\n".join(f"\x1b[92mline {i}\x1b[0m" for i in range(100)))
-    assert tail(log, 2) == "line 98\nline 99"
-    assert len(tail(log).splitlines()) == ray_backend.TAIL_LINES
