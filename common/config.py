@@ -255,6 +255,18 @@ class RunConfig(Strict):
         except ValidationError as error:
             raise first_complaint(error, where, cls().flat()) from None
 
+    def changed(self, changes: Mapping[str, Scalar], where: str = "run config") -> "RunConfig":
+        """Return the same run with some keys changed, checked as any other.
+
+        Args:
+            changes: Dotted kebab-case keys and scalar values.
+            where: What the changes came from, for messages.
+
+        Raises:
+            ConfigError: naming the first refused key, its value, and what would be right.
+        """
+        return RunConfig.from_run_config({**self.flat(), **changes}, where)
+
     @property
     def schedule(self) -> tuple[int, int]:
         """Rounds that are held, and private steps in each of them."""

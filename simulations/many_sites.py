@@ -23,18 +23,19 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from common.config import RunConfig, Scalar
+from common.config import RunConfig
 from common.errors import UserError
 from common.metrics import headline_metric
 from simulations.baselines.bench import Bench, plan_alone
 from simulations.baselines.product import federation
 from simulations.baselines.references import pooled_dp
+from simulations.commands import parse_seeds
 from simulations.settings import run_settings
 
 NEXT_TO_NO_NOISE = 1000.0
@@ -76,14 +77,14 @@ def contenders(
     """Each contender's name, ε and scores on the public test cases, for one seed."""
     many = len(bench.parties)
     for epsilon in epsilons:
-        own = _changed(config, {"privacy.epsilon": epsilon})
-        alone = _changed(own, {"data.num-sites": 1})
-        louder = _changed(alone, {"privacy.epsilon": epsilon_of_noise(own, math.sqrt(many))})
+        own = config.changed({"privacy.epsilon": epsilon})
+        alone = own.changed({"data.num-sites": 1})
+        louder = alone.changed({"privacy.epsilon": epsilon_of_noise(own, math.sqrt(many))})
         yield f"{many} sites", epsilon, federation(own, bench).scores
         yield f"1 site, √{many} times the noise", epsilon, federation(louder, bench).scores
         yield "1 site", epsilon, federation(alone, bench).scores
         yield "pooled", epsilon, pooled_dp(own, bench)
-    noiseless = _changed(config, {"privacy.epsilon": NEXT_TO_NO_NOISE})
+    noiseless = config.changed({"privacy.epsilon": NEXT_TO_NO_NOISE})
     yield f"{many} sites", NEXT_TO_NO_NOISE, federation(noiseless, bench).scores
 
 
@@ -93,13 +94,9 @@ def epsilon_of_noise(config: RunConfig, times: float) -> float:
     low, high = 1e-6 * config.privacy.epsilon, config.privacy.epsilon
     while high > 1.001 * low:
         middle = math.sqrt(low * high)
-        noise = plan_alone(_changed(config, {"privacy.epsilon": middle})).noise_multiplier()
+        noise = plan_alone(config.changed({"privacy.epsilon": middle})).noise_multiplier()
         low, high = (middle, high) if noise > wanted else (low, middle)
     return high
-
-
-def _changed(config: RunConfig, changes: Mapping[str, Scalar]) -> RunConfig:
-    return RunConfig.from_run_config({**config.flat(), **changes})
 
 
 def as_table(lines: Sequence[Line]) -> Table:
@@ -134,7 +131,7 @@ def main() -> None:
     try:
         config = run_settings(arguments.scenario, arguments.run_config)
         epsilons = [float(epsilon) for epsilon in arguments.epsilons.split(",")]
-        lines = measure(config, epsilons, [int(seed) for seed in arguments.seeds.split(",")])
+        lines = measure(config, epsilons, parse_seeds(arguments.seeds))
     except (UserError, ValueError) as error:
         parser.error(str(error))
     if arguments.json:

@@ -16,12 +16,21 @@ from simulations.baselines.bench import Bench, Outcome
 from simulations.simulate import run_once
 
 
-def federation(config: RunConfig, bench: Bench) -> Outcome:
-    """Run coordinator, couriers and custodians on this machine; the folder of the run is not kept."""
+def summary_of(config: RunConfig) -> Summary:
+    """Run it once and keep nothing but its summary.
+
+    Raises:
+        UserError: if the run fails.
+    """
     with tempfile.TemporaryDirectory(prefix="grandrounds-") as out:
         own = config.model_copy(update={"out": out, "run_id": "compared", "resumable": False})
         run_once(own, "inprocess", Path(out) / "unused.log")
-        summary = read(Path(out) / "compared" / "summary.json")
+        return read(Path(out) / "compared" / "summary.json")
+
+
+def federation(config: RunConfig, bench: Bench) -> Outcome:
+    """Run coordinator, couriers and custodians on this machine."""
+    summary = summary_of(config)
     scores = {name: score.mean for name, score in summary.results.federation.items()}
     return Outcome(
         scores,

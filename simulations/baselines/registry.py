@@ -68,7 +68,7 @@ def settings_of(name: str, config: RunConfig) -> dict[str, Scalar]:
 
 def configured(name: str, config: RunConfig) -> RunConfig:
     """The run config under which a method runs."""
-    return RunConfig.from_run_config({**config.flat(), **settings_of(name, config)}, f"settings of {name}")
+    return config.changed(settings_of(name, config), f"settings of {name}")
 
 
 @lru_cache(maxsize=8)

@@ -77,7 +77,7 @@ def tune(scenario: str) -> list[tuple[dict[str, Scalar], str]]:
         bench = Bench(replace(bench.public, test=bench.public.validation), bench.parties)
         cells = [(name, epsilon, at) for name in GRIDS for epsilon in EPSILONS for at in points(name, config)]
         for name, epsilon, at in track(cells, f"{scenario}, seed {seed}", console=Console(stderr=True)):
-            own = RunConfig.from_run_config({**config.flat(), "privacy.epsilon": epsilon, **at})
+            own = config.changed({"privacy.epsilon": epsilon, **at})
             outcome = METHODS[name].run(own, bench)
             score = outcome.scores.get(metric, 0.0) if outcome else 0.0
             found.setdefault((name, epsilon, json.dumps(at)), []).append(score)

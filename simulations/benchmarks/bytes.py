@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -28,10 +27,11 @@ from rich.table import Table
 from common.config import RunConfig
 from common.errors import UserError
 from common.runs import write_whole
-from common.summary import Summary, merge, read
+from common.summary import Summary, merge
+from simulations.baselines.product import summary_of
 from simulations.commands import parse_seeds, quiet_libraries
 from simulations.settings import run_settings
-from simulations.simulate import check, run_once
+from simulations.simulate import check
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,6 @@ def configurations(arguments: argparse.Namespace) -> list[RunConfig]:
     ]
 
 
-def once(config: RunConfig, seed: int) -> Summary:
-    """Run the scenario with one seed; nothing of it is kept but the summary.
-
-    Raises:
-        UserError: if the run fails.
-    """
-    with TemporaryDirectory() as folder:
-        own = config.model_copy(update={"seed": seed, "out": folder, "run_id": "run", "resumable": False})
-        run_once(own, "inprocess", Path(folder) / "log")
-        return read(Path(folder) / "run" / "summary.json")
-
-
 def point(config: RunConfig, summaries: Sequence[Summary]) -> Point:
     """Sum the seeds of one configuration up."""
     summary = merge(summaries)
@@ -101,7 +89,7 @@ def measure(configs: Sequence[RunConfig], seeds: Sequence[int]) -> list[Point]:
         for config in configs:
             summaries = []
             for seed in seeds:
-                summaries.append(once(config, seed))
+                summaries.append(summary_of(config.model_copy(update={"seed": seed})))
                 progress.advance(runs)
             points.append(point(config, summaries))
     return points

@@ -35,6 +35,7 @@ from common.datasets import sites
 from common.errors import UserError
 from common.summary import read
 from simulations.attacks import ATTACKS, InfiltratedApp
+from simulations.commands import parse_seeds
 from simulations.inprocess import run_inprocess
 from simulations.settings import run_settings
 
@@ -96,7 +97,7 @@ def measure(config: RunConfig, case: Case, seed: int) -> tuple[float, float]:
     """Run one attack against one defence; return the federation's score and public cases' alone, × 100."""
     with tempfile.TemporaryDirectory(prefix="grandrounds-") as out:
         changes = {"seed": seed, "out": out, "run-id": "attacked", **DEFENCES[case.defence]}
-        own = RunConfig.from_run_config({**config.flat(), **changes})
+        own = config.changed(changes)
         app = InfiltratedApp(honest_app, ATTACKS[case.attack], range(case.hostile)) if case.hostile else None
         try:
             run_inprocess(own.flat(), len(sites(own)), None, app)
@@ -190,7 +191,7 @@ def main() -> None:
     try:
         config = run_settings(arguments.scenario, settings)
         cases = cases_of(arguments.defences.split(","), arguments.cases.split(","))
-        cells = measure_all(config, cases, [int(seed) for seed in arguments.seeds.split(",")])
+        cells = measure_all(config, cases, parse_seeds(arguments.seeds))
     except (UserError, ValueError) as error:
         parser.error(str(error))
     if arguments.json:

@@ -99,20 +99,15 @@ def measure(config: RunConfig, contenders: Sequence[Contender], seeds: Sequence[
         for seed in seeds:
             benches: dict[Layers, Bench] = {}
             for one in contenders:
-                seeded = with_overrides(config, {"seed": seed, "student.private-layers": one.layers})
+                seeded = config.changed({"seed": seed, "student.private-layers": one.layers})
                 bench = benches.get(one.layers) or benches.setdefault(one.layers, Bench.open(seeded))
-                outcome = METHODS[one.method].run(with_overrides(seeded, one.settings), bench)
+                outcome = METHODS[one.method].run(seeded.changed(one.settings), bench)
                 if outcome is None:
                     raise UserError(f"{one.label}: the run has nothing that it could learn from")
                 found[one.label].append(outcome)
                 progress.advance(runs)
     metric = headline_metric(bench.public.proxy.preprocessing.classes)
     return [line(label, metric, outcomes) for label, outcomes in found.items()]
-
-
-def with_overrides(config: RunConfig, overrides: Mapping[str, Scalar]) -> RunConfig:
-    """The same run with some keys changed."""
-    return RunConfig.from_run_config({**config.flat(), **overrides})
 
 
 def line(label: str, metric: str, outcomes: Sequence[Outcome]) -> Line:
