@@ -19,6 +19,7 @@ Poisson sampling at rate 1.
 
 import logging
 import warnings
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -232,9 +233,8 @@ def numbers_held(model: nn.Module, case_shape: tuple[int, ...], batch: int) -> i
         handle.remove()
     gradients = batch * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     try:
-        engine = BookKeeping(model, nn.functional.cross_entropy, clipping_norm=1.0)
-        engine(cases, torch.zeros(2, dtype=torch.int64))
-        engine.close()
+        with closing(BookKeeping(model, nn.functional.cross_entropy, clipping_norm=1.0)) as engine:
+            engine(cases, torch.zeros(2, dtype=torch.int64))
         return min(batch, engine.at_once) * sum(said) + min(gradients, max(KEPT_NUMBERS, gradients // batch))
     except NotKnown:
         return batch * sum(said) + gradients

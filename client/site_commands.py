@@ -24,7 +24,7 @@ from common.rounding import at_most
 
 if TYPE_CHECKING:
     from client.ledger import Entry
-    from common.kit import Kit
+    from common.kit import Kit, Proposal
 
 T = TypeVar("T")
 site = typer.Typer(
@@ -36,6 +36,16 @@ site = typer.Typer(
 screen = Console(soft_wrap=True, highlight=False)
 
 PLAN_HELP = "A plan's file, or the digest (its beginning will do) of one that a courier brought."
+DataFile = Annotated[Path | None, typer.Option("--data", help="The data description, data.toml.")]
+UnitOf = Annotated[Unit | None, typer.Option("--unit", help="Unit of privacy: patient or record.")]
+DeclaredSize = Annotated[
+    int | None, typer.Option("--declared-size", help="The site's public size: a round number.")
+]
+LifetimeEpsilon = Annotated[float | None, typer.Option("--lifetime-epsilon", help="Cap on ε, for ever.")]
+RunEpsilon = Annotated[float | None, typer.Option("--run-epsilon", help="Cap on ε for one run.")]
+Studies = Annotated[list[str] | None, typer.Option("--study", help="A study that may run; may be repeated.")]
+KitFile = Annotated[Path, typer.Argument(metavar="KIT", help="The file that the coordinator handed over.")]
+Seal = Annotated[str | None, typer.Option("--seal", help="The kit's SHA-256, as the coordinator told it.")]
 PolicyFile = Annotated[Path, typer.Option("--policy", help="The site's policy, site.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 
@@ -44,12 +54,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's files go.")],
     name: Annotated[str | None, typer.Option(help="The site's name, as coordinators will see it.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The data description, data.toml.")] = None,
-    unit: Annotated[Unit | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
-    declared_size: Annotated[int | None, typer.Option(help="The site's public size: a round number.")] = None,
-    lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε, for ever.")] = None,
-    run_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for one run.")] = None,
-    study: Annotated[list[str] | None, typer.Option(help="A study that may run; may be repeated.")] = None,
+    data: DataFile = None,
+    unit: UnitOf = None,
+    declared_size: DeclaredSize = None,
+    lifetime_epsilon: LifetimeEpsilon = None,
+    run_epsilon: RunEpsilon = None,
+    study: Studies = None,
     delta: Annotated[float, typer.Option(help="δ of all caps.")] = 1e-5,
     listen: Annotated[str | None, typer.Option(help="Where to listen; default: a socket in DIR.")] = None,
 ) -> None:
@@ -63,21 +73,7 @@ def init(
     choices = Choices(
         site=_asked(name, "--name", "The site's name, as coordinators will see it", str),
         description=os.path.relpath(described.resolve(), folder.resolve()),
-        unit=_asked(unit, "--unit", "Unit of privacy, patient or record", _unit),
-        declared_size=_asked(
-            declared_size,
-            "--declared-size",
-            "Public size of the site (a round number, no count)",
-            int,
-        ),
-        lifetime_epsilon=_asked(
-            lifetime_epsilon,
-            "--lifetime-epsilon",
-            "Cap on ε for all that is ever done",
-            float,
-        ),
-        run_epsilon=_asked(run_epsilon, "--run-epsilon", "Cap on ε for one run", float),
-        studies=_asked(study, "--study", "Studies that may run here, with commas between, or *", _names),
+        **_asked_terms(unit, declared_size, lifetime_epsilon, run_epsilon, study),
         delta=delta,
         listen=listen or "unix:custodian.sock",
     )
@@ -87,15 +83,15 @@ def init(
 
 @site.command()
 def join(
-    kit: Annotated[Path, typer.Argument(metavar="KIT", help="The file that the coordinator handed over.")],
+    kit: KitFile,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's files go.")],
-    seal: Annotated[str | None, typer.Option(help="The kit's SHA-256, as the coordinator told it.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The data description, data.toml.")] = None,
-    unit: Annotated[Unit | None, typer.Option(help="Unit of privacy: patient or record.")] = None,
-    declared_size: Annotated[int | None, typer.Option(help="The site's public size: a round number.")] = None,
-    lifetime_epsilon: Annotated[float | None, typer.Option(help="Cap on ε, for ever.")] = None,
-    run_epsilon: Annotated[float | None, typer.Option(help="Cap on ε for one run.")] = None,
-    study: Annotated[list[str] | None, typer.Option(help="A study that may run; may be repeated.")] = None,
+    seal: Seal = None,
+    data: DataFile = None,
+    unit: UnitOf = None,
+    declared_size: DeclaredSize = None,
+    lifetime_epsilon: LifetimeEpsilon = None,
+    run_epsilon: RunEpsilon = None,
+    study: Studies = None,
     delta: Annotated[float | None, typer.Option(help="δ of all caps; default: as proposed, or 1e-5.")] = None,
 ) -> None:
     """Make a site from a coordinator's kit: custodian, courier, and the units that start them.
@@ -115,25 +111,7 @@ def join(
     choices = Choices(
         site=manifest.site,
         description=str(described.resolve()),
-        unit=_asked(unit, "--unit", "Unit of privacy, patient or record", _unit, proposal.unit),
-        declared_size=_asked(
-            declared_size,
-            "--declared-size",
-            "Public size of the site (a round number, no count)",
-            int,
-            proposal.declared_size,
-        ),
-        lifetime_epsilon=_asked(
-            lifetime_epsilon, "--lifetime-epsilon", "Cap on ε for all that is ever done", float
-        ),
-        run_epsilon=_asked(run_epsilon, "--run-epsilon", "Cap on ε for one run", float, proposal.run_epsilon),
-        studies=_asked(
-            study,
-            "--study",
-            "Studies that may run here, with commas between, or *",
-            _names,
-            ",".join(proposal.studies) or None,
-        ),
+        **_asked_terms(unit, declared_size, lifetime_epsilon, run_epsilon, study, proposal),
         delta=delta or proposal.delta or 1e-5,
         listen=door(folder),
     )
@@ -149,7 +127,7 @@ def join(
 def renew(
     kit: Annotated[Path, typer.Argument(metavar="KIT", help="Another kit from the coordinator.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")],
-    seal: Annotated[str | None, typer.Option(help="The kit's SHA-256, as the coordinator told it.")] = None,
+    seal: Seal = None,
 ) -> None:
     """Take keys, certificates, address and bundle of another kit; policy, ledger and budget stay."""
     from client.joining import open_kit
@@ -392,9 +370,33 @@ def _in_words(event: Mapping[str, Any]) -> str:
     return json.dumps(event)
 
 
-def _asked(
-    given: Any, flag: str, question: str, kind: Callable[[str], T], proposed: object | None = None
-) -> T:
+def _asked_terms(
+    unit: Unit | None,
+    declared_size: int | None,
+    lifetime_epsilon: float | None,
+    run_epsilon: float | None,
+    study: list[str] | None,
+    proposal: "Proposal | None" = None,
+) -> dict[str, Any]:
+    """Ask for the terms of `client.founding.Choices` that aren't given, with what a coordinator proposes."""
+    from common.kit import Proposal
+
+    proposed = proposal or Proposal()
+    size = "Public size of the site (a round number, no count)"
+    lifetime = "Cap on ε for all that is ever done"
+    studies = "Studies that may run here, with commas between, or *"
+    return {
+        "unit": _asked(unit, "--unit", "Unit of privacy, patient or record", _unit, proposed.unit),
+        "declared_size": _asked(declared_size, "--declared-size", size, int, proposed.declared_size),
+        "lifetime_epsilon": _asked(lifetime_epsilon, "--lifetime-epsilon", lifetime, float),
+        "run_epsilon": _asked(
+            run_epsilon, "--run-epsilon", "Cap on ε for one run", float, proposed.run_epsilon
+        ),
+        "studies": _asked(study, "--study", studies, _names, ",".join(proposed.studies) or None),
+    }
+
+
+def _asked(given: Any, flag: str, question: str, kind: Callable[[str], T], proposed: Any = None) -> T:
     """Return what was given, or ask for it; where nobody can answer, say which flag is missing.
 
     Args:
@@ -408,7 +410,7 @@ def _asked(
         return kind(given) if isinstance(given, str) else given
     if not sys.stdin.isatty():
         raise UserError(f"{flag} is missing, and there is nobody to ask: {question}")
-    answer: T = typer.prompt(question, value_proc=kind, default=proposed)  # type: ignore[assignment]
+    answer: T = typer.prompt(question, value_proc=kind, default=proposed)
     return answer
 
 

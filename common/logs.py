@@ -19,13 +19,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
 from common.errors import ConfigError, UserError
 
 Form = Literal["text", "json"]
+FORMS: Final[Mapping[str, Form]] = {"": "text", "text": "text", "json": "json"}
 VARIABLE: Final = "GRANDROUNDS_LOG_FORMAT"
 FIELDS: Final = ("time", "level", "logger", "message", "run", "round", "site", "exception")
 """Of a JSON line."""
@@ -55,12 +56,10 @@ def form_named(name: str, where: str = "environment", key: str = VARIABLE) -> Fo
     Raises:
         ConfigError: if there is no such form.
     """
-    for form in get_args(Form):
-        if name == form:
-            return form  # type: ignore[no-any-return]
-    if name:
-        raise ConfigError(where, key, name, "text or json")
-    return "text"
+    try:
+        return FORMS[name]
+    except KeyError:
+        raise ConfigError(where, key, name, "text or json") from None
 
 
 def follow_environment() -> None:

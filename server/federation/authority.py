@@ -13,7 +13,13 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_LASTS, CERTIFICATE_LASTS = timedelta(days=3650), timedelta(days=825)
@@ -56,15 +62,17 @@ def found_authority(federation: str) -> Credentials:
     return _as_pem(certificate, key)
 
 
-def certify_server(authority: Credentials, hosts: list[str]) -> Credentials:
+def certify_server(
+    authority: Credentials, hosts: list[str], lasts: timedelta = CERTIFICATE_LASTS
+) -> Credentials:
     """Make the coordinator's certificate, good for these names and addresses."""
     names = x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys(hosts)])
-    return _leaf(authority, hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, names)
+    return _leaf(authority, hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, names, lasts)
 
 
-def certify_courier(authority: Credentials, site: str) -> Credentials:
+def certify_courier(authority: Credentials, site: str, lasts: timedelta = CERTIFICATE_LASTS) -> Credentials:
     """Make a site's certificate, which the gateway asks for."""
-    return _leaf(authority, site, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+    return _leaf(authority, site, ExtendedKeyUsageOID.CLIENT_AUTH, None, lasts)
 
 
 def make_node_key() -> NodeKey:
@@ -86,11 +94,12 @@ def _leaf(
     name: str,
     purpose: x509.ObjectIdentifier,
     alternatives: x509.SubjectAlternativeName | None,
+    lasts: timedelta,
 ) -> Credentials:
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
-        _builder(_name(name), issuer.subject, key, CERTIFICATE_LASTS)
+        _builder(_name(name), issuer.subject, key, lasts)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -121,8 +130,6 @@ def _builder(
 
 
 def _private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     key = load_pem_private_key(pem, password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)  # we made it
     return key

@@ -26,12 +26,22 @@ from pathlib import Path
 from rich.console import Console
 
 from client.founding import Choices, found
+from common.config import RunConfig
 from common.errors import UserError
+from common.runs import working_folder
 from common.site_files import own_program
 from server.flower_programs import flwr_answer, program, tail
-from simulations.drills.local import COORDINATOR, Local, Study, free_ports, local_federation, wait
+from server.results import ROUNDS
+from simulations.drills.local import (
+    COORDINATOR,
+    Local,
+    Study,
+    free_ports,
+    heart_study,
+    local_federation,
+    wait,
+)
 from simulations.drills.processes import Program, Services
-from simulations.settings import run_settings
 from simulations.superlink import superlink
 
 PATIENCE = 1800.0
@@ -96,11 +106,9 @@ def outbound(sites: int, rounds: int) -> dict[str, Outbound]:
     """
     folder = Path(tempfile.mkdtemp(prefix="gr-"))
     try:
-        with local_federation(
-            folder, run_settings("heart", _settings(sites, rounds)), networked=True
-        ) as local:
+        with local_federation(folder, _study(sites, rounds), networked=True) as local:
             began = time.monotonic()
-            _up(local)
+            local.run_all()
             if not (study := _studied(local)).result:
                 raise UserError(f"the study did not complete: {study.failures}")
             seconds = time.monotonic() - began
@@ -137,11 +145,11 @@ def custodians(number: int) -> Memory:
 
 
 def _our_rounds(folder: Path, sites: int, rounds: int) -> float:
-    with local_federation(folder, run_settings("heart", _settings(sites, rounds))) as local:
-        _up(local)
+    with local_federation(folder, _study(sites, rounds)) as local:
+        local.run_all()
         study = Study(local, "timed")
         study.begin()
-        noted = local.federation.runs / ".timed.partial" / "rounds.jsonl"
+        noted = working_folder(local.federation.runs / study.name) / ROUNDS
         ends: list[float] = []
         deadline = time.monotonic() + PATIENCE
         while len(ends) < rounds and time.monotonic() < deadline:
@@ -171,17 +179,8 @@ def _flowers_rounds(home: Path, nodes: int, rounds: int) -> float:
         return statistics.median(seconds[1:])
 
 
-def _settings(sites: int, rounds: int) -> list[str]:
-    dealt = [] if sites == 4 else [f'data.partition="iid" data.num-sites={sites}']
-    return [f"num-rounds={rounds} min-sites={sites} round-timeout=300.0", *dealt]
-
-
-def _up(local: Local) -> None:
-    local.run_coordinator()
-    for site in local.sites:
-        local.run_custodian(site)
-        local.run_courier(site)
-    local.await_nodes()
+def _study(sites: int, rounds: int) -> RunConfig:
+    return heart_study(sites, f"num-rounds={rounds} min-sites={sites} round-timeout=300.0")
 
 
 def _studied(local: Local) -> Study:

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -21,37 +22,18 @@ from random import Random
 from rich.console import Console
 from rich.table import Table
 
-from common.config import RunConfig
 from common.errors import UserError
 from simulations.drills.conditions import CONDITIONS, Stage
 from simulations.drills.kills import STRIKES
 from simulations.drills.kills import run as run_kills
-from simulations.drills.local import Local, local_federation
+from simulations.drills.local import heart_study, local_federation
 from simulations.drills.verdict import Verdict, judge
-from simulations.settings import run_settings
 
 DRILLS = (*STRIKES, *CONDITIONS)
 MOST_RESUMES = 5
 """Of a study in which something was killed, once nothing is killed any more."""
 
 screen = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def drill_config(sites: int, rounds: int) -> RunConfig:
-    """The study of a drill: `heart`, with its four hospitals or dealt to so many sites."""
-    overrides = [f"num-rounds={rounds} min-sites=1 round-timeout=180.0"]
-    if sites != 4:
-        overrides.append(f'data.partition="iid" data.num-sites={sites}')
-    return run_settings("heart", overrides)
-
-
-def up(local: Local) -> None:
-    """Start everything."""
-    local.run_coordinator()
-    for site in local.sites:
-        local.run_custodian(site)
-        local.run_courier(site)
-    local.await_nodes()
 
 
 def hold(names: list[str], times: int, sites: int, rounds: int, seed: int, folder: Path) -> Verdict:
@@ -62,18 +44,17 @@ def hold(names: list[str], times: int, sites: int, rounds: int, seed: int, folde
 
     began, name = time.monotonic(), "start"
     deaths, random = 0, Random(seed)
-    with local_federation(
-        folder, drill_config(sites, rounds), networked=not STRIKES.keys() >= set(names)
-    ) as local:
-        up(local)
+    study = heart_study(sites, f"num-rounds={rounds} min-sites=1 round-timeout=180.0")
+    with local_federation(folder, study, networked=not STRIKES.keys() >= set(names)) as local:
+        local.run_all()
         say(f"{sites} sites are online")
         stage = Stage(local, say)
         for name in names:
             if name in STRIKES:
                 run_kills(local, name, times, random, say, stage.studies)
                 deaths += times if STRIKES[name].ends_lessons else 0
-        for study in stage.studies:
-            stage.complete(study, resumes=MOST_RESUMES)
+        for one in stage.studies:
+            stage.complete(one, resumes=MOST_RESUMES)
         for name in names:
             if name in CONDITIONS:
                 CONDITIONS[name](stage)
@@ -96,27 +77,28 @@ def main() -> int:
     if unknown := [name for name in given.names if name not in DRILLS]:
         raise UserError(f"{unknown[0]}: no such drill; there are {', '.join(DRILLS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rows = {}
+    held: dict[str, tuple[Verdict, int]] = {}
     chosen = given.names or list(DRILLS)
     for names in [chosen] if given.together else [[name] for name in chosen]:
         folder = Path(tempfile.mkdtemp(prefix="gr-"))  # short: a socket's path has an end
         began = time.monotonic()
         try:
             verdict = hold(names, given.times, given.sites, given.rounds, given.seed, folder)
-            rows[", ".join(names)] = asdict(verdict) | {"seconds": round(time.monotonic() - began)}
+            held[", ".join(names)] = verdict, round(time.monotonic() - began)
         finally:
             if given.keep:
                 sockets = shutil.ignore_patterns("*.sock")
                 shutil.copytree(folder, given.keep / names[0], ignore=sockets, dirs_exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
     if given.json:
+        rows = {name: asdict(verdict) | {"seconds": seconds} for name, (verdict, seconds) in held.items()}
         sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     else:
-        Console().print(_table(rows, given.times))
-    return int(any(row["findings"] for row in rows.values()))
+        Console().print(_table(held, given.times))
+    return int(any(verdict.findings for verdict, _ in held.values()))
 
 
-def _table(rows: dict[str, dict[str, object]], times: int) -> Table:
+def _table(held: Mapping[str, tuple[Verdict, int]], times: int) -> Table:
     table = Table(title=f"kills: {times} times each")
     for column in (
         "drill",
@@ -128,10 +110,9 @@ def _table(rows: dict[str, dict[str, object]], times: int) -> Table:
         "found wrong",
     ):
         table.add_column(column)
-    for name, row in rows.items():
-        wrong = "; ".join(row["findings"]) or "nothing"  # type: ignore[arg-type]
-        numbers = (str(row[key]) for key in ("completed", "resumed", "charges", "repeated", "seconds"))
-        table.add_row(name, *numbers, wrong)
+    for name, (verdict, seconds) in held.items():
+        numbers = verdict.completed, verdict.resumed, verdict.charges, verdict.repeated, seconds
+        table.add_row(name, *map(str, numbers), "; ".join(verdict.findings) or "nothing")
     return table
 
 

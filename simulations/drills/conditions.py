@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from unittest.mock import patch
 
 from common.errors import UserError
 from common.runs import working_folder
-from server.federation import authority as making
 from server.federation.authority import (
     Credentials,
     certify_courier,
@@ -36,6 +34,8 @@ DISK = 3 << 20
 """Bytes of a small disk."""
 PATIENCE = 60.0
 """Seconds for a program to say what is wrong."""
+OVER = timedelta(minutes=-1)
+"""How long a certificate lasts that has run out."""
 CLOCK = "/usr/lib/*/faketime/libfaketime.so.1"
 
 
@@ -174,9 +174,8 @@ def doors(stage: Stage) -> None:
     courier, federation = local.site(site) / "courier", local.federation
     ours = Credentials(federation.authority.read_bytes(), (federation.path / "ca" / "ca.key").read_bytes())
     other = found_authority("another")
-    with patch.object(making, "CERTIFICATE_LASTS", timedelta(minutes=-1)):
-        expired = certify_courier(ours, site)
-        expired_server = certify_server(ours, [federation.settings.host, "localhost", "127.0.0.1"])
+    expired = certify_courier(ours, site, OVER)
+    expired_server = certify_server(ours, [federation.settings.host, "localhost", "127.0.0.1"], OVER)
     strange = certify_courier(other, site)
     wrong = (
         ({"courier.crt": expired.certificate, "courier.key": expired.key}, r"courier\.crt ran out on"),

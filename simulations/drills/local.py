@@ -23,6 +23,7 @@ from client.joining import door, join, open_kit
 from common.config import RunConfig
 from common.datasets import sites
 from common.errors import UserError
+from common.logs import VARIABLE
 from common.run_config_files import as_toml
 from common.runs import CHECKPOINT, working_folder
 from common.site_files import own_program
@@ -32,6 +33,7 @@ from server.federation.settings import Federation, Settings, open_federation
 from simulations.drills.network import Network
 from simulations.drills.processes import Program, Services, descendants, kill, parent, words
 from simulations.rehearsal import write_sites
+from simulations.settings import run_settings
 
 COORDINATOR = "coordinator"
 PATIENCE = 300.0
@@ -97,6 +99,14 @@ class Local:
                 stderr=file,
                 text=True,
             )
+
+    def run_all(self) -> None:
+        """Start everything and wait until every site is online."""
+        self.run_coordinator()
+        for site in self.sites:
+            self.run_custodian(site)
+            self.run_courier(site)
+        self.await_nodes()
 
     def run_coordinator(self) -> None:
         """Start the coordinator's programs and tell the SuperLink the sites' keys."""
@@ -203,8 +213,14 @@ class Local:
         return [*(self.network.prefix(place) if self.network else ()), *command]
 
     def _environment(self, place: str) -> dict[str, str]:
-        ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "GRANDROUNDS_LOG": "text"}
+        ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", VARIABLE: "text"}
         return {**os.environ, **ours, **self.environments.get(place, {})}
+
+
+def heart_study(sites: int, settings: str) -> RunConfig:
+    """A study on `heart`, with its four hospitals or dealt to so many sites."""
+    dealt = [] if sites == 4 else [f'data.partition="iid" data.num-sites={sites}']
+    return run_settings("heart", [settings, *dealt])
 
 
 @contextlib.contextmanager
@@ -360,6 +376,3 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
-
-
-__all__ = ["COORDINATOR", "ROOT", "Local", "Study", "free_ports", "local_federation", "wait"]

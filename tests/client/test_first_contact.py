@@ -14,7 +14,6 @@ import pytest
 from client.courier_settings import CourierFolder, CourierSettings
 from client.first_contact import try_way
 from common.errors import UserError
-from server.federation import authority as making
 from server.federation.authority import Credentials, certify_courier, certify_server, found_authority
 
 
@@ -95,17 +94,15 @@ def test_a_site_that_is_not_let_in_is_told(tmp_path, authority, status, says):
         try_way(courier(tmp_path, certify_courier(authority, "north"), authority, address))
 
 
-def test_a_certificate_of_ours_that_ran_out_is_told_with_its_day(tmp_path, authority, monkeypatch):
-    monkeypatch.setattr(making, "CERTIFICATE_LASTS", timedelta(minutes=-1))
-    own = certify_courier(authority, "north")
+def test_a_certificate_of_ours_that_ran_out_is_told_with_its_day(tmp_path, authority):
+    own = certify_courier(authority, "north", timedelta(minutes=-1))
     with pytest.raises(UserError, match=r"courier.crt ran out on \d{4}-\d\d-\d\d"):
         try_way(courier(tmp_path, own, authority, "127.0.0.1:1"))
 
 
-def test_a_certificate_of_the_coordinators_that_ran_out_is_told(tmp_path, authority, monkeypatch):
+def test_a_certificate_of_the_coordinators_that_ran_out_is_told(tmp_path, authority):
     own = certify_courier(authority, "north")
-    monkeypatch.setattr(making, "CERTIFICATE_LASTS", timedelta(minutes=-1))
-    server = certify_server(authority, ["127.0.0.1"])
+    server = certify_server(authority, ["127.0.0.1"], timedelta(minutes=-1))
     with gateway(tmp_path, server, authority) as address, pytest.raises(UserError, match="has expired"):
         try_way(courier(tmp_path, own, authority, address))
 

@@ -31,6 +31,7 @@ from client.app import app as courier
 from client.policy import read_policy
 from client.served import open_ledger
 from common.config import RunConfig
+from common.run_config_files import as_toml
 from common.summary import read
 from server.federation.authority import Credentials, certify_courier, found_authority
 from server.federation.flower import nodes, runs
@@ -140,7 +141,7 @@ def join(deployed: Deployed, kit: dict[str, str], approved: bool) -> None:
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("f")  # short: a socket's path has an end
     fed, study = folder / "fed", folder / "study.toml"
-    study.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in STUDY.items()))
+    study.write_text(as_toml(STUDY))
     port, inner = free_ports(2)
     where = ["--host", "127.0.0.1", "--port", port, "--superlink-port", inner, "--run-config", study]
     made = grandrounds("federation", "init", fed, "--sites", ",".join(SITES), *where, "--json")
