@@ -19,7 +19,7 @@ LOOK = 0.1
 """Seconds between two looks at the programs."""
 PATIENCE = 10.0
 """Seconds that programs have to end after SIGTERM."""
-_ADOPT = 36  # PR_SET_CHILD_SUBREAPER
+_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Services:
 
     def __enter__(self) -> "Services":
         """Adopt orphans, and begin to look."""
-        ctypes.CDLL(None, use_errno=True).prctl(_ADOPT, 1, 0, 0, 0)
+        _adopt(True)
         self._before = frozenset(_children().get(os.getpid(), []))
         threading.Thread(target=self._tend, daemon=True).start()
         return self
@@ -89,6 +89,7 @@ class Services:
         while any(one.pid for one in self.programs.values()) and time.monotonic() < deadline:
             time.sleep(LOOK)
         kill(self.processes())
+        _adopt(False)
 
     def run(self, name: str, program: Program) -> None:
         """Start a program and look after it; one of that name that runs already is ended first."""
@@ -179,6 +180,11 @@ def parent(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
+
+
+def _adopt(orphans: bool) -> None:
+    """Whether processes below this one that lose their parent become its own."""
+    ctypes.CDLL(None, use_errno=True).prctl(_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
 
 
 def _send(pid: int, what: signal.Signals) -> None:

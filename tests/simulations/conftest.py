@@ -1,5 +1,6 @@
 """The command line, run in this process."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +8,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import grandrounds
+
+
+@pytest.fixture(autouse=True)
+def levels_as_before() -> Iterator[None]:
+    """Commands quieten libraries for good: a process is theirs, but not the tests'."""
+    loggers = [logging.getLogger(name) for name in ("flwr", "absl", "matplotlib")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
