@@ -52,12 +52,12 @@ def test_the_bundle_has_the_app_with_its_tables_and_scenarios(bundle: zipfile.Zi
     for pattern in ("common/datasets/*.json", "simulations/scenarios/*.toml"):
         files = {path.relative_to(PROJECT).as_posix() for path in PROJECT.glob(pattern)}
         assert files and files <= names
-    assert {"README.md", "LICENSE"} <= names
+    assert "LICENSE" in names
 
 
 def test_the_bundle_has_nothing_else(bundle: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in bundle.namelist()}
-    allowed = {"common", "server", "client", "simulations", "README.md", "LICENSE", "pyproject.toml", ".info"}
+    allowed = {"common", "server", "client", "simulations", "LICENSE", "pyproject.toml", ".info"}
     assert tops <= allowed
     stray = [n for n in bundle.namelist() if n.startswith("simulations/") and not n.endswith(".toml")]
     assert not stray

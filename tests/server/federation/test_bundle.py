@@ -43,6 +43,25 @@ def test_what_a_bundle_holds_makes_the_same_bundle_again(tmp_path: Path) -> None
     require_agreed(tmp_path / "app", digest_of(bundle))
 
 
+def test_an_edited_page_leaves_the_digest_as_it_is_and_edited_code_does_not(tmp_path: Path) -> None:
+    """Sites agree on what runs: nobody has to ask them about a page's wording."""
+    project, app = find_project(), tmp_path / "app"
+    for name in ("common", "server", "client", "simulations", "docs"):
+        shutil.copytree(project / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(project / name, app / name)
+    agreed = digest_of(build(project))
+    assert digest_of(build(app)) == agreed
+    pages = sorted(app.rglob("*.md"))
+    assert {app / "README.md", app / "docs" / "deploy.md"} <= set(pages)
+    for page in pages:
+        page.write_text(page.read_text() + "Another line.\n")
+    assert digest_of(build(app)) == agreed
+    with (app / "client" / "student.py").open("a") as file:
+        file.write("# another line\n")
+    assert digest_of(build(app)) != agreed
+
+
 def test_another_app_than_the_agreed_one_is_refused_with_both_digests(tmp_path: Path) -> None:
     agreed = digest_of(build(find_project()))
     unpack(build(find_project()), tmp_path / "app")
