@@ -233,6 +233,9 @@ class RunConfig(Strict):
     `run-id`. Studies of `grandrounds federation` always do."""
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     """Port of 127.0.0.1 on the server's machine where Prometheus finds the run's metrics; 0 serves none."""
+    node_owners: str = ""
+    """File that says which node is which site's; studies of `grandrounds federation` always name theirs.
+    Without one, sites are believed."""
     aggregation: Aggregation = Aggregation()
     teacher: Teacher = Teacher()
     student: Student = Student()

@@ -62,12 +62,15 @@ class NotAdmitted(ValueError):
 
 REFUSED = "refused: "
 """Before the rule, in a reason."""
+FOREIGN_NODE = "foreign-node"
+"""The one rule of the coordinator's own: a site's name from a node that isn't the site's."""
+RULES = {FOREIGN_NODE, *(rule.label for rule in Rule)}
 
 
-def rule_in(reason: str) -> Rule | None:
-    """The rule by which a site refused, from the reason that it was left out for."""
+def rule_in(reason: str) -> str | None:
+    """The name of the rule by which a site refused or was refused, from the reason it was left out for."""
     words = reason.partition(REFUSED)[2].split(":")[0]
-    return next((rule for rule in Rule if rule.label == words), None)
+    return words if words in RULES else None
 
 
 def admit(

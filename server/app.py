@@ -20,6 +20,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,6 +44,7 @@ from server.checkpoint import Progress, fingerprint, keep, resume
 from server.correspondence import ask_round, deliver_student
 from server.methods import State, method_of, stalled
 from server.metrics import metrics_served
+from server.node_owners import read_owners
 from server.preconditions import check
 from server.public_baselines import public_baselines
 from server.results import Journal, Record, metrics_of
@@ -101,7 +104,8 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             classes=len(public.proxy.preprocessing.classes),
         )
         agreed = {site.name: site.declared_size for site in sites(config)}
-        roll = Roll(grid, public.proxy, plan, agreed, progress.record.plans)
+        owners = partial(read_owners, Path(config.node_owners)) if config.node_owners else None
+        roll = Roll(grid, public.proxy, plan, agreed, progress.record.plans, owners)
         roll.call(config.round_timeout)
         require_sites(config, "roll call", roll.members, roll.absent)
         journal, stragglers = Journal(folder, config, plan, progress.record, metrics), Stragglers()

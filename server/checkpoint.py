@@ -36,7 +36,7 @@ from server.methods import State
 from server.results import Record
 
 FORMAT: Final = "grandrounds checkpoint 2"
-NOT_OF_THE_RUN = ("out", "resumable", "min-sites", "round-timeout", "metrics-port", *INPUTS)
+NOT_OF_THE_RUN = ("out", "resumable", "min-sites", "round-timeout", "metrics-port", "node-owners", *INPUTS)
 """Keys that a resumed run may change: they decide nothing of what is learned or spent, or name files that
 are known by their digests."""
 

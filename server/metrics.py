@@ -44,7 +44,7 @@ class RunMetrics:
         self._payload = counter("payload_bytes", "Bytes of releases.", "site")
         self._wire = counter("wire_bytes", "Bytes of whole answers.", "site")
         self._left_out = counter("left_out", "Rounds without the site.", "site")
-        self._refusals = counter("refusals", "Refusals by a site's rule.", "rule")
+        self._refusals = counter("refusals", "Refusals of sites and by them.", "rule")
         self._late = counter("late_answers", "Answers to rounds that were over, refused.", "site")
         self._seconds = Histogram(
             "grandrounds_round_seconds",
@@ -81,7 +81,7 @@ class RunMetrics:
         for one in line.left_out:
             self._left_out.labels(one.site).inc()
             if (rule := rule_in(one.reason)) is not None:
-                self._refusals.labels(rule.label).inc()
+                self._refusals.labels(rule).inc()
 
     def refused_late(self, answers: Iterable[Late]) -> None:
         """Count answers that came after their round."""

@@ -7,9 +7,11 @@ member: who misses a round is asked again in the next.
 
 Each site gets the run's plan within its own caps: its own ε, hence its own σ, and its own last round. It
 keeps that plan to the end of the run, whatever it says later.
+
+Where keys tell whose a node is (`server.node_owners`), a name is taken from its own site's node only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -19,7 +21,7 @@ from common.errors import UserError
 from common.messages import Answer, Greeting, Offer, Receipt
 from common.plan import Plan
 from common.proxy import Proxy
-from server.admission import Member
+from server.admission import FOREIGN_NODE, REFUSED, Member
 from server.correspondence import answers_to, connected, in_words, send
 
 MOST_DELIVERIES = 3
@@ -37,6 +39,8 @@ class Roll:
         agreed: The study's sites with the public sizes that they declared when it was agreed. A site with
             another size now would give itself another weight.
         plans: Each site's own plan, from its first greeting on; also of a run that goes on.
+        owners: Says which site each node is of, and is asked at every call; None where no keys tell, and
+            sites are believed.
         members: Who takes part, by name.
         absent: Why others don't, by name or node.
     """
@@ -46,11 +50,13 @@ class Roll:
     plan: Plan
     agreed: Mapping[str, int]
     plans: dict[str, Plan] = field(default_factory=dict)
+    owners: Callable[[], Mapping[int, str]] | None = None
     members: dict[str, Member] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     _letters: dict[str, int] = field(default_factory=dict)
     _at_the_door: dict[int, Greeting] = field(default_factory=dict)
     _failures: dict[int, int] = field(default_factory=dict)
+    _owner_of: Mapping[int, str] = field(default_factory=dict)
 
     def call(self, timeout: float) -> None:
         """Greet whoever isn't a member yet, wait up to `timeout` seconds, and enrol who may take part.
@@ -58,6 +64,7 @@ class Roll:
         A first call also waits for nodes to connect; a later one has `timeout` 0.
         """
         earlier, self.absent = self.absent, {}
+        self._owner_of = self.owners() if self.owners else {}
         nodes = connected(self.grid, len(self.agreed) if timeout else 0)
         for site in [name for name, member in self.members.items() if member.node_id not in nodes]:
             self.absent[site] = "its node is gone"
@@ -77,7 +84,8 @@ class Roll:
         self.members = {site: self.members[site] for site in sorted(self.members)}
         for node in self._letters.values():
             said = self._at_the_door.get(node)
-            self.absent[said.site if said else f"node {node}"] = "no answer in time"
+            name = said.site if said else self._called(node)
+            self.absent[name] = earlier.get(name, "no answer in time")
         for site in self.agreed.keys() - self.members.keys() - self.absent.keys():
             self.absent[site] = earlier.get(site, "nobody answered to this name")
 
@@ -90,11 +98,14 @@ class Roll:
             self.absent[said.site] = f"did not take the proxy: {in_words(answer)}"
             self._failures[node] = self._failures.get(node, 0) + 1
         elif not isinstance(answer, Greeting):
-            self.absent[f"node {node}"] = in_words(answer)
+            self.absent[self._called(node)] = in_words(answer)
+        elif self.owners and (owner := self._owner_of.get(node)) != answer.site:
+            whose = f"{owner}'s node" if owner else "a node of no site"
+            self.absent[self._called(node)] = f"{REFUSED}{FOREIGN_NODE}: {whose} calls itself {answer.site}"
         elif (complaint := self._complaint(answer, nodes)) is not None:
             waiting = {one.site for one in self._at_the_door.values()}
             its_own = self.agreed.keys() - self.members.keys() - waiting
-            self.absent[answer.site if answer.site in its_own else f"node {node}"] = complaint
+            self.absent[answer.site if answer.site in its_own else self._called(node)] = complaint
         elif answer.knows_proxy:
             self._enrol(node, answer)
         else:
@@ -115,6 +126,10 @@ class Roll:
         except UserError:
             return f"gives ε = {said.most_epsilon:g} at most, for which there is no noise to be found"
         return None
+
+    def _called(self, node: int) -> str:
+        """How a node is called that takes no part: as its site, where keys tell."""
+        return self._owner_of.get(node, f"node {node}")
 
     def _plan_for(self, said: Greeting) -> Plan:
         return self.plans.get(said.site) or self.plan.within(said.most_epsilon, said.most_rounds)

@@ -15,6 +15,7 @@ from common.errors import UserError
 from server import flower_programs
 from server.federation.settings import REVOKED, Federation
 from server.flower_programs import program
+from server.node_owners import write_owners
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -126,10 +127,11 @@ def await_superlink(federation: Federation, patience: float) -> bool:
 def register_nodes(federation: Federation) -> list[str]:
     """See that the SuperLink knows the sites' public keys and no others; return the sites that are new to it.
 
-    A revoked site's key and one that another kit has replaced are taken back.
+    A revoked site's key and one that another kit has replaced are taken back. Whose each node is then, is
+    written down for studies, also for one that is under way.
 
     Raises:
-        UserError: if it can't be reached or refuses.
+        UserError: if it can't be reached or refuses, or the file can't be written.
     """
     from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
@@ -143,8 +145,11 @@ def register_nodes(federation: Federation) -> list[str]:
         for node_id in (known[key] for key in known.keys() - ours.keys()):
             client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
         new = {key: site for key, site in ours.items() if key not in known}
+        owner_of = {known[key]: site for key, site in ours.items() if key in known}
         for key, site in new.items():
-            client.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+            made = client.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+            owner_of[made.node_id] = site
+    write_owners(federation.node_owners, owner_of)
     return list(new.values())
 
 

@@ -75,8 +75,13 @@ class Federation:
 
     @property
     def state(self) -> Path:
-        """SuperLink's database, process ids, the secret between SuperLink and SuperExec."""
+        """SuperLink's database and nodes, process ids, the secret between SuperLink and SuperExec."""
         return self.path / "state"
+
+    @property
+    def node_owners(self) -> Path:
+        """Which of the SuperLink's nodes is which site's (`server.node_owners`)."""
+        return self.state / "nodes.json"
 
     @property
     def logs(self) -> Path:

@@ -112,7 +112,7 @@ def submit(federation: Federation, config: RunConfig) -> int:
         UserError: if the app isn't the one that sites agreed on, or the SuperLink refuses.
     """
     require_agreed(federation.app, federation.settings.bundle)
-    flower.nodes(federation)  # says in our words if nobody answers
+    flower.register_nodes(federation)  # the study is told whose each node is
     with tempfile.TemporaryDirectory(prefix="grandrounds-") as folder:
         file = Path(folder) / "run-config.toml"
         file.write_text(as_toml(for_agreed_app(federation, config)), encoding="utf-8")
@@ -168,9 +168,17 @@ def public_plan(config: RunConfig) -> bytes:
 
 
 def _settled(federation: Federation, flat: Mapping[str, Scalar], where: Path) -> RunConfig:
-    """The configuration as the server app on this machine takes it: resumable, with paths that start at /."""
+    """The configuration as the server app on this machine takes it.
+
+    It is resumable, its paths start at /, and it names where this federation says whose each node is.
+    """
     inputs = {key: str(Path(str(flat[key])).absolute()) for key in INPUTS if flat.get(key)}
-    config = RunConfig.from_run_config({**flat, **inputs, "out": str(where.absolute()), "resumable": True})
+    here: dict[str, Scalar] = {
+        "out": str(where.absolute()),
+        "resumable": True,
+        "node-owners": str(federation.node_owners),
+    }
+    config = RunConfig.from_run_config({**flat, **inputs, **here})
     _require_sites(federation, config)
     return config
 

@@ -342,6 +342,53 @@ def test_sites_share_no_file_but_the_authority(deployed):
     assert {"ca.crt"} in digests.values() and len(digests) == 1 + 5 * len(SITES)
 
 
+def goes_away(deployed: Deployed, name: str) -> None:
+    """End a site's courier."""
+    program = deployed.programs[f"{name}-courier"]
+    program.terminate()
+    assert program.wait(20) == 0
+
+
+def knocks(deployed: Deployed, name: str, door: str) -> None:
+    """Start a site's courier, which knocks at a custodian's door: its own site's, or another's."""
+    settings = deployed.site(name) / "courier" / "courier.toml"
+    text, listen = settings.read_text(), f"unix:{deployed.site(door)}/door/custodian.sock"
+    settings.write_text(re.sub(r"(?m)^custodian = .*", f'custodian = "{listen}"', text))
+    deployed.start(
+        f"{name}-courier", sys.executable, "-m", "grandrounds", "site", "courier", "--settings", settings
+    )
+
+
+def test_a_courier_that_answers_under_another_sites_name_is_refused_by_a_rule(deployed, studied):
+    """Cleveland is away, and hungary's courier answers as cleveland; then both are as they were."""
+    federation, charged = deployed.federation, deployed.charges()["cleveland"]
+    numbers = {node.site: node.node_id for node in nodes(federation)}
+    assert json.loads(federation.node_owners.read_text()) == numbers
+    for name in ("cleveland", "hungary"):
+        goes_away(deployed, name)
+    knocks(deployed, "hungary", door="cleveland")
+    there = dict.fromkeys(SITES, "online") | {"cleveland": "offline"}
+    await_true("hungary is back", lambda: {one.site: one.status for one in nodes(federation)} == there)
+
+    given = ["--run-config", deployed.folder / "study.toml", "--run-config", 'run-id="borrowed" min-sites=2']
+    well(grandrounds("federation", "run", federation.path, *given))
+    results = federation.runs / "borrowed"
+    for line in read(results / "summary.json").history:
+        assert set(line.answered) == {"switzerland", "long-beach"}
+        assert {one.site: one.reason for one in line.left_out} == {
+            "hungary": "refused: foreign-node: hungary's node calls itself cleveland",
+            "cleveland": "nobody answered to this name",
+        }
+    assert "refused: foreign-node" in (results / "report.html").read_text()
+    assert deployed.charges()["cleveland"] == charged
+
+    goes_away(deployed, "hungary")
+    for name in ("hungary", "cleveland"):
+        knocks(deployed, name, door=name)
+    await_true("all are back", lambda: {one.status for one in nodes(federation)} == {"online"})
+    assert {one.site: one.node_id for one in nodes(federation)} == numbers  # a key keeps its node's number
+
+
 def living_in(folder: Path) -> list[str]:
     """Processes that work in a folder."""
     found = []

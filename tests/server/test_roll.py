@@ -19,7 +19,7 @@ from common.preprocessing import NumericSpec, Preprocessing
 from common.proxy import Proxy
 from common.records import Records
 from server import correspondence
-from server.admission import Member
+from server.admission import Member, rule_in
 from server.roll import MOST_DELIVERIES, Roll
 from server.weights import weights_of
 from simulations import inprocess
@@ -203,6 +203,44 @@ def test_who_comes_back_through_another_node_keeps_its_plan(gathering):
         roll.call(0.0)
         back = roll.members["site-0"]
         assert back.node_id == FIRST_NODE_ID + 2 and back.plan == first.plan
+
+    with_grid(body, sites)
+
+
+def test_a_name_is_taken_from_its_own_sites_node_only(gathering):
+    """site-0 is away, and another site's node answers in its name; then it is back, under another key."""
+    sites = Sites()
+    sites.names = {1: "site-0", 2: "site-2"}
+    gathering.connected = {1, 2}
+    owners = {FIRST_NODE_ID + 1: "site-1"}
+    agreed = {"site-0": 20, "site-1": 20, "site-2": 30}
+
+    def body(grid: Grid) -> None:
+        believed = Roll(grid, PROXY, PLAN, agreed)
+        believed.call(5.0)
+        assert believed.members["site-0"].node_id == FIRST_NODE_ID + 1  # what keys are there to prevent
+
+        roll = Roll(grid, PROXY, PLAN, agreed, owners=lambda: owners)
+        roll.call(5.0)
+        assert not roll.members
+        assert roll.absent == {
+            "site-1": "refused: foreign-node: site-1's node calls itself site-0",
+            f"node {FIRST_NODE_ID + 2}": "refused: foreign-node: a node of no site calls itself site-2",
+            "site-0": "nobody answered to this name",
+            "site-2": "nobody answered to this name",
+        }
+        assert {rule_in(roll.absent[site]) for site in ("site-1", "site-0")} == {"foreign-node", None}
+
+        owners[FIRST_NODE_ID + 2] = "site-2"  # registered while the study is under way
+        owners[FIRST_NODE_ID] = "site-0"
+        gathering.connected = {0, 1, 2}
+        roll.agreed = agreed | {"site-0": 10}
+        roll.call(0.0)
+        assert {site: one.node_id - FIRST_NODE_ID for site, one in roll.members.items()} == {
+            "site-0": 0,
+            "site-2": 2,
+        }
+        assert set(roll.absent) == {"site-1"}
 
     with_grid(body, sites)
 
