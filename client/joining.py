@@ -1,6 +1,7 @@
 """Joining a federation: a kit becomes a site's folder.
 
-    custodian/     policy, key, ledger (`client.founding`): the custodian's account's alone
+    custodian/     policy, key, ledger (`client.founding`): the custodian's account's alone; in `state/`,
+                   copies of the courier's certificates, since the other folder is closed to it
     door/          the socket between the two
     courier/       settings, certificates, keys: the courier's account's alone
     systemd/, compose.yaml, README.md
@@ -9,7 +10,7 @@ Keys, certificates, the coordinator's address and the bundle's digest come from 
 What the custodian may do comes from the person who joins, and what runs at the site from the site's own
 software.
 
-Another kit of the same site replaces what its first one brought, and nothing else.
+Another kit of the same site replaces what its first one brought, and nothing else: no policy, no ledger.
 """
 
 import os
@@ -22,8 +23,9 @@ from pathlib import Path
 
 from client.courier_settings import EXECUTOR_KEY, CourierSettings
 from client.founding import Choices, found
+from client.policy import ServedPolicy
 from common.errors import UserError
-from common.kit import AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NEEDED, NODE_KEY, TO_READ, Kit, unpack
+from common.kit import AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NEEDED, NODE_KEY, PUBLIC, TO_READ, Kit, unpack
 from common.runs import disk_errors, write_new, write_whole
 from common.settings_files import read_settings
 from common.site_files import own_program, render, require_plain
@@ -87,6 +89,8 @@ def join(kit: Kit, folder: Path, choices: Choices) -> Joined:
         (folder / "custodian").mkdir(mode=0o700)  # not even names and times of its files are the courier's
         policy = found(folder / "custodian", choices)
         (folder / "door").mkdir(mode=0o750)  # the courier's account reaches it through its group
+        for name in PUBLIC:
+            write_new(folder / "custodian" / "state" / name, kit.files[name])
         settings = _write_courier(kit, folder, choices.listen)
         _write_to_read(kit, folder, choices)
     except BaseException as error:
@@ -103,7 +107,9 @@ def join(kit: Kit, folder: Path, choices: Choices) -> Joined:
 
 
 def renew(kit: Kit, folder: Path) -> Path:
-    """Put another kit's keys and settings in the place of those that a site has; the custodian isn't touched.
+    """Put another kit's keys, certificates and settings in the place of those that a site has.
+
+    Of the custodian's only the copies of the certificates are touched.
 
     Args:
         kit: What the coordinator handed over.
@@ -116,20 +122,32 @@ def renew(kit: Kit, folder: Path) -> Path:
         UserError: if there is no site in the folder, the kit is another site's, or a file can't be written.
     """
     courier = folder.absolute() / "courier"
-    settings = courier / "courier.toml"
+    settings, policy = courier / "courier.toml", folder.absolute() / "custodian" / "site.toml"
     try:
-        now, owner = read_settings(CourierSettings, settings), courier.stat()
+        now, state = read_settings(CourierSettings, settings), state_folder(policy)
     except OSError as error:
-        raise UserError(f"{settings}: no site to renew here: {error.strerror}") from None
+        raise UserError(f"{error.filename}: no site to renew here: {error.strerror}") from None
     if kit.manifest.site != now.site:
         raise UserError(f"the kit is for site {kit.manifest.site}, and {folder} is site {now.site}")
     text = render("courier.toml", kit.manifest.model_dump() | {"listen": now.custodian})
     written = {name: kit.files[name] for name in NEEDED} | {settings.name: text.encode()}
-    for name, content in written.items():
-        write_whole(courier / name, content, 0o600)
-        with disk_errors(courier / name):
-            os.chown(courier / name, owner.st_uid, owner.st_gid)  # also where root renews it
+    files = {courier / name: content for name, content in written.items()}
+    for path, content in (files | {state / name: kit.files[name] for name in PUBLIC}).items():
+        write_whole(path, content, 0o600)
+        with disk_errors(path):
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)  # also where root renews it
     return settings
+
+
+def state_folder(policy: Path) -> Path:
+    """Where a custodian's state lies; read by whoever joins, so a file of another account's is taken.
+
+    Raises:
+        OSError: if the policy can't be read.
+        UserError: if it isn't right.
+    """
+    return Path(read_settings(ServedPolicy, policy).beside(policy.parent).state)
 
 
 def door(folder: Path) -> str:

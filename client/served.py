@@ -6,6 +6,7 @@ Everything lies in the policy's `state` folder, which one custodian at a time ma
     proxies/             public sets, each under its digest
     asked/               plans that wait for a person (`client.approval`)
     releases.jsonl       what was sent, and when (`client.release_log`)
+    ca.crt, courier.crt  copies of what the courier trusts and shows (`client.joining`)
     metrics.prom         what may be watched while a custodian serves (`client.site_metrics`)
     student.safetensors  the last run's final student
 """
@@ -27,6 +28,7 @@ from client.shelf import shelf_of
 from common.accounting import Unit
 from common.datasets.description import Description, read_description
 from common.errors import UserError
+from common.kit import AUTHORITY, CERTIFICATE
 
 if TYPE_CHECKING:  # torch is loaded with the first task, not before
     from client.private_data import PrivateRecords
@@ -86,6 +88,16 @@ def open_ledger(policy: ServedPolicy) -> Ledger:
     key = Path(policy.key)
     require_secret(key)
     return Ledger.open(Path(policy.state) / LEDGER, key.read_bytes(), anchor=Path(policy.anchor))
+
+
+def certificates(policy: ServedPolicy) -> dict[str, Path]:
+    """Where the certificates lie that a site can't do without, by whose they are.
+
+    A site that joined no federation by a kit has none of the first two.
+    """
+    state, own = Path(policy.state), policy.service.certificate
+    brought = {"courier": state / CERTIFICATE, "authority": state / AUTHORITY}
+    return brought | ({"custodian": Path(own)} if own else {})
 
 
 def asked_plans(policy: ServedPolicy) -> AskedPlans:

@@ -176,7 +176,7 @@ def serve(
 
 @site.command()
 def status(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> None:
-    """Show the site at one look: caps, budget, last release, queue. It only reads.
+    """Show the site at one look: caps, budget, last release, queue, certificates. It only reads.
 
     Exit code 1 if no custodian serves, or the ledger can't be trusted.
     """

@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,14 +30,16 @@ from prometheus_client.metrics_core import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from client.policy import ServedPolicy
-from client.served import ServedSite
+from client.served import ServedSite, certificates
 from client.standing import Standing, standing_of
+from common.certificates import Term, terms
 from common.errors import UserError
 from common.runs import write_whole
 
 EVERY = 15.0
 """Seconds between two writings: as often as Prometheus looks by default."""
 QUEUE = "grandrounds_site_queue"
+ENDS = "grandrounds_site_certificate_end_timestamp_seconds"
 
 log = logging.getLogger("grandrounds.custodian")
 
@@ -55,11 +57,13 @@ class Exposition:
         policy: The site's.
         standing: Where it stands.
         queue: Calls that are worked on or wait.
+        certificates: How long those are good that the site can't do without.
     """
 
     policy: ServedPolicy
     standing: Standing
     queue: int
+    certificates: Sequence[Term]
 
     def collect(self) -> Iterator[Metric]:
         """Tell metric by metric."""
@@ -77,6 +81,10 @@ class Exposition:
         yield gauge(QUEUE, "Calls that are worked on or wait.", self.queue)
         yield gauge("grandrounds_site_plans_waiting", "Plans to approve.", standing.plans_waiting)
         yield CounterMetricFamily("grandrounds_site_releases", "Releases that left.", standing.releases)
+        ends = gauge(ENDS, "When a certificate ends, in Unix time.", labels=["certificate"])
+        for one in self.certificates:
+            ends.add_metric([one.of], one.ends.timestamp())
+        yield ends
         last = standing.last_release
         sent = datetime.fromisoformat(last.when).timestamp() if last else 0.0
         says = "When the last release left; 0 if none did."
@@ -109,7 +117,8 @@ def metrics_kept(site: ServedSite, queue: Callable[[], int]) -> Iterator[None]:
         while True:
             try:
                 standing = standing_of(site.policy, site.ledger, site.releases, site.asked)
-                told = generate_latest(Exposition(site.policy, standing, queue()))
+                ends = terms(certificates(site.policy))
+                told = generate_latest(Exposition(site.policy, standing, queue(), ends))
                 write_whole(path, told, _mode(site.policy, path))
             except UserError as error:
                 log.error("no metrics: %s", error)

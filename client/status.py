@@ -12,14 +12,21 @@ from rich.table import Table
 from client.books import verify
 from client.ledger import LedgerError
 from client.policy import ServedPolicy
-from client.served import asked_plans, open_ledger, release_log
+from client.served import asked_plans, certificates, open_ledger, release_log
 from client.service import SERVICE
 from client.site_metrics import queue_in
 from client.standing import Spent, Standing, standing_of
+from common.certificates import Term, terms
 from common.rounding import at_least
 
 TIMEOUT = 2.0
 """Seconds to wait for a custodian's answer."""
+ENDS_SOON = {
+    "courier": "ask the coordinator for another kit",
+    "authority": "ask the coordinator, who must found another federation",
+    "custodian": "make it another",
+}
+"""What to do about a certificate, by whose it is."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Status:
         queue: Calls that it works on or that wait, where it says so.
         standing: Budget, releases and plans; None where the ledger can't be trusted.
         findings: What is wrong with the ledger; empty if nothing is.
+        certificates: How long those are good that the site can't do without.
     """
 
     policy: ServedPolicy
@@ -40,6 +48,7 @@ class Status:
     queue: int | None
     standing: Standing | None
     findings: tuple[str, ...]
+    certificates: tuple[Term, ...]
 
     @property
     def well(self) -> bool:
@@ -61,6 +70,7 @@ class Status:
             "serving": self.serving,
             "queue": self.queue,
             "ledger": {"verified": not self.findings, "findings": self.findings},
+            "certificates": [one.as_json() for one in self.certificates],
             "standing": None if self.standing is None else _as_json(self.standing),
         }
 
@@ -83,6 +93,9 @@ class Status:
         if self.queue is not None:
             yield "queue", f"calls that are worked on or wait: {self.queue}"
         yield "ledger", "; ".join(f"FAIL {one}" for one in self.findings) or "verified"
+        for one in self.certificates:
+            warning = f"WARNING, {ENDS_SOON[one.of]}: " if one.soon else ""
+            yield "certificate", f"{warning}{one}"
         if standing is None:
             return
         yield "lifetime", _in_words(standing.lifetime)
@@ -98,7 +111,8 @@ def status_of(policy: ServedPolicy) -> Status:
     """Look at a site.
 
     Raises:
-        UserError: if its key isn't there or not its own alone, or its log of releases isn't one.
+        UserError: if its key isn't there or not its own alone, its log of releases isn't one, or a
+            certificate can't be read.
     """
     queue, standing = queue_in(policy), None
     try:
@@ -108,7 +122,8 @@ def status_of(policy: ServedPolicy) -> Status:
     except LedgerError as error:
         findings = (f"{error}.",)
     serving = _answers(policy.service.listen) if _on_socket(policy) else queue is not None
-    return Status(policy, serving, queue if serving else None, standing, findings)
+    ends = terms(certificates(policy))
+    return Status(policy, serving, queue if serving else None, standing, findings, ends)
 
 
 def _on_socket(policy: ServedPolicy) -> bool:

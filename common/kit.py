@@ -30,6 +30,8 @@ from common.strict import Strict
 MANIFEST = "kit.json"
 AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NODE_KEY = "ca.crt", "courier.crt", "courier.key", "node.key"
 NEEDED = (AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NODE_KEY)
+PUBLIC = (AUTHORITY, CERTIFICATE)
+"""What anybody may read."""
 SECRET = (CERTIFICATE_KEY, NODE_KEY)
 """What nobody but the site may read."""
 TO_READ = (

@@ -160,7 +160,8 @@ def write_whole(path: Path, body: bytes, mode: int | None = None) -> None:
         try:
             # Not for a moment may anybody else read what is not to be read.
             first = 0o666 if mode is None else mode
-            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, first)) as file:
+            partial.unlink(missing_ok=True)  # in another account's folder it may be a link
+            with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, first)) as file:
                 if mode is not None:
                     os.fchmod(file.fileno(), mode)
                 file.write(body)

@@ -84,11 +84,6 @@ def make_node_key() -> NodeKey:
     )
 
 
-def expiry(certificate: bytes) -> datetime:
-    """When a certificate runs out."""
-    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-
-
 def _leaf(
     authority: Credentials,
     name: str,

@@ -16,6 +16,9 @@ from rich.table import Table
 from common.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from common.certificates import Term
     from common.config import RunConfig
     from server.federation.settings import Federation
 
@@ -190,8 +193,8 @@ def kit(
 @federation.command()
 def renew(folder: Folder) -> None:
     """Make SuperLink and gateway another certificate, before theirs runs out."""
+    from common.certificates import expiry
     from server.federation.amendments import renew_certificate
-    from server.federation.authority import expiry
     from server.federation.settings import open_federation
 
     opened = open_federation(folder)
@@ -226,12 +229,14 @@ def revoke(
 
 @federation.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
-    """Show the programs, the sites' nodes and the runs; exit code 1 if a program doesn't run."""
+    """Show programs, certificates, the sites' nodes and the runs; exit code 1 if a program doesn't run."""
+    from common.certificates import terms
     from server.federation import flower
     from server.federation.processes import running
     from server.federation.settings import open_federation
 
     opened = open_federation(folder)
+    certificates = terms(opened.certificates())
     programs = running(opened)
     reached = flower.answers(opened)
     nodes = flower.nodes(opened) if reached else []
@@ -243,6 +248,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
                 "bundle": opened.settings.bundle,
                 "programs": programs,
                 "superlink": {"address": opened.superlink, "answers": reached},
+                "certificates": [one.as_json() for one in certificates],
                 "nodes": [asdict(node) for node in nodes],
                 "runs": [asdict(run) for run in runs],
             }
@@ -256,6 +262,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
             f"SuperLink  {opened.superlink} {'answers' if reached else 'does not answer'}", markup=False
         )
         screen.print(f"bundle     {opened.settings.bundle}", markup=False)
+        _show_certificates(opened, certificates)
         if reached:
             _show_nodes(nodes)
             _show_runs(runs)
@@ -345,6 +352,22 @@ def plan(
         f"{out}: a site prices it by grandrounds site quote {out}, and approves it by site approve",
         markup=False,
     )
+
+
+def _show_certificates(opened: "Federation", certificates: "Sequence[Term]") -> None:
+    """Show whose certificate ends first, and a warning for each that ends soon, with what mends it."""
+    if certificates:
+        first = min(certificates, key=lambda one: one.ends)
+        screen.print(f"{'expiry':<10} the first of {len(certificates)} certificates, {first}", markup=False)
+    for one in certificates:
+        if one.soon:
+            kind, _, site = one.of.partition(" ")
+            mends = {
+                "authority": "found another federation, and let the sites renew from its kits",
+                "coordinator": f"grandrounds federation renew {opened.path}",
+                "site": f"grandrounds federation kit {opened.path} {site}, and there site renew",
+            }
+            screen.print(f"WARNING    {one}: {mends[kind]}", style="bold yellow", markup=False)
 
 
 def _show_nodes(nodes: list[Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.certificates import expiry
 from common.config import RunConfig
 from common.errors import UserError
 from common.kit import (
@@ -29,7 +30,6 @@ from server.federation.authority import (
     Credentials,
     certify_courier,
     certify_server,
-    expiry,
     found_authority,
     make_node_key,
 )
@@ -173,6 +173,7 @@ def make_kit(folder: Path, settings: Settings, authority: Credentials, site: str
     path = folder / "kits" / f"{site}.kit"
     write_whole(path, sealed, 0o600)
     write_whole(folder / "nodes" / f"{site}.pub", node.public)
+    write_whole(folder / "nodes" / f"{site}.crt", courier.certificate)  # to tell when it ends
     return Made(site, path, seal_of(sealed))
 
 

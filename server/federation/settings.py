@@ -104,6 +104,12 @@ class Federation:
         """Each site's public key; a revoked site's has another ending."""
         return {site: self.path / "nodes" / f"{site}.{self._ending(site)}" for site in self.settings.sites}
 
+    def certificates(self) -> dict[str, Path]:
+        """Every certificate that lets somebody in, by whose it is."""
+        taken = [site for site in self.settings.sites if self._ending(site) != REVOKED]
+        sites = {f"site {site}": self.path / "nodes" / f"{site}.crt" for site in taken}
+        return {"authority": self.authority, "coordinator": self.certificate, **sites}
+
     def revoked(self) -> list[str]:
         """Sites that may take part no more."""
         return [site for site in self.settings.sites if self._ending(site) == REVOKED]

@@ -12,6 +12,8 @@ from client.courier_settings import read_courier
 from client.founding import Choices
 from client.joining import door, join, open_kit, renew
 from client.policy import read_policy
+from client.served import certificates
+from common.certificates import terms
 from common.errors import UserError
 from common.kit import CERTIFICATE, NODE_KEY, SECRET, Manifest, Proposal, pack, seal_of
 
@@ -90,6 +92,10 @@ def test_a_kit_becomes_a_site_whose_halves_fit_together(tmp_path, kit, choices, 
     assert policy.service.listen == courier.settings.custodian == f"unix:{tmp_path}/site/door/custodian.sock"
     assert (policy.site, courier.settings.bundle) == ("north", MANIFEST.bundle)
     assert courier.node_key.read_bytes() == credentials[0][NODE_KEY]
+    assert [(one.of, one.soon) for one in terms(certificates(policy))] == [
+        ("courier", False),
+        ("authority", False),
+    ]
     for own in ("courier", "custodian"):
         assert (tmp_path / "site" / own).stat().st_mode & 0o777 == 0o700
     for secret in (*SECRET, "superexec.key"):
@@ -231,6 +237,11 @@ def test_another_kit_replaces_the_couriers_keys_and_nothing_of_the_custodians(
     assert renew(open_kit(kit, None), joined.folder) == joined.settings
     replaced = {file.name for file in kept if file.read_bytes() != kept[file]}
     assert replaced == {"ca.crt", "courier.crt", "courier.key", "node.key", "courier.toml"}
+    held = joined.folder / "custodian"
+    theirs = {str(file.relative_to(held)) for file in kept if held in file.parents}
+    same = {name for name in theirs if (held / name).read_bytes() == kept[held / name]}
+    assert theirs - same == {"state/ca.crt", "state/courier.crt"}
+    assert (held / "state" / "courier.crt").read_bytes() == credentials[1]["courier.crt"]
     assert {file for file in joined.folder.rglob("*") if file.is_file()} == kept.keys()
     courier = read_courier(joined.settings)
     assert courier.node_key.read_bytes() == credentials[1][NODE_KEY]

@@ -57,6 +57,16 @@ def test_the_file_follows_ledger_releases_and_queue_and_goes_with_the_custodian(
     assert not path.exists() and queue_in(site.policy) is None
 
 
+def test_it_tells_when_certificates_end(hospital, certify, tmp_path):
+    certify(tmp_path)
+    shutil.copy(tmp_path / "courier.crt", hospital.folder / "state")
+    path = metrics_file(read_policy(hospital.policy_path))
+    with hospital.open() as site, metrics_kept(site, lambda: 0):
+        soon(path.exists)
+        ends = told(path)["grandrounds_site_certificate_end_timestamp_seconds"]
+    assert ends - time.time() == pytest.approx(86400, abs=60)
+
+
 def test_what_a_killed_custodian_left_tells_no_queue(hospital):
     policy = read_policy(hospital.policy_path)
     kept = hospital.folder / "kept"

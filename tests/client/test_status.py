@@ -1,6 +1,7 @@
 """The site at one look: true, and nobody is kept from serving by it."""
 
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,16 @@ def test_a_table_for_people(hospital):
     assert done.returncode == 1  # nobody serves
     for line in ("NOT SERVING", "lifetime 3, study 1, run 1", "verified", "that wait for approval: 1"):
         assert line in done.stdout
+
+
+def test_certificates_that_end_soon_are_warned_of(hospital, certify, tmp_path):
+    assert shown(hospital)[1]["certificates"] == []  # it joined no federation
+    certify(tmp_path)  # for a day
+    for name in ("ca.crt", "courier.crt"):
+        shutil.copy(tmp_path / name, hospital.folder / "state" / name)
+    told = {one["of"]: (one["days_left"], one["soon"]) for one in shown(hospital)[1]["certificates"]}
+    assert told == {"courier": (0, True), "authority": (0, True)}
+    assert "WARNING, ask the coordinator for another kit: courier: until" in hospital.run("status").stdout
 
 
 def test_however_often_one_looks_a_custodian_that_starts_finds_its_place_free(hospital):

@@ -7,7 +7,7 @@ import pytest
 
 from common.config import RunConfig
 from common.errors import UserError
-from common.runs import LOCK, RunFolder, final_folder, working_folder
+from common.runs import LOCK, RunFolder, final_folder, working_folder, write_whole
 
 
 def write(folder: RunFolder) -> None:
@@ -106,3 +106,13 @@ def test_where_a_run_goes_follows_from_its_configuration_and_number(tmp_path, mo
     named = RunConfig(out="somewhere", run_id="mine")
     assert final_folder(named, 7) == Path(os.getcwd()) / "somewhere" / "mine"
     assert final_folder(RunConfig(), 7) == Path(os.getcwd()) / "runs" / "heart-7"
+
+
+def test_a_link_in_the_place_of_the_unfinished_file_leads_nowhere(tmp_path):
+    """As somebody may lay it into a folder of theirs in which root writes."""
+    (tmp_path / "precious").write_text("as it was")
+    (tmp_path / ".key.partial").symlink_to(tmp_path / "precious")
+    write_whole(tmp_path / "key", b"secret", 0o600)
+    assert (tmp_path / "precious").read_text() == "as it was"
+    assert (tmp_path / "key").read_bytes() == b"secret" and not (tmp_path / "key").is_symlink()
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600

@@ -34,7 +34,12 @@ def test_a_site_that_comes_later_gets_a_kit_and_a_place_in_the_settings(federati
     text = (federation.path / "federation.toml").read_text()
     before = contents(federation)
     made = another_kit(federation, "boston", None)
-    assert changed(federation, before) == {"federation.toml", "kits/boston.kit", "nodes/boston.pub"}
+    assert changed(federation, before) == {
+        "federation.toml",
+        "kits/boston.kit",
+        "nodes/boston.pub",
+        "nodes/boston.crt",
+    }
     again = open_federation(federation.path)
     assert again.settings.sites == (*SITES, "boston")
     after = (federation.path / "federation.toml").read_text()
@@ -50,7 +55,7 @@ def test_another_kit_of_a_site_has_other_keys_and_a_proposal(federation):
     path = federation.path / "kits" / "hungary.kit"
     first, before = unpack(path.read_bytes(), "first"), contents(federation)
     another_kit(federation, "hungary", STUDY)
-    assert changed(federation, before) == {"kits/hungary.kit", "nodes/hungary.pub"}
+    assert changed(federation, before) == {"kits/hungary.kit", "nodes/hungary.pub", "nodes/hungary.crt"}
     second = unpack(path.read_bytes(), "second")
     assert not {first.files[name] for name in SECRET} & {second.files[name] for name in SECRET}
     assert second.manifest.proposal == first.manifest.proposal

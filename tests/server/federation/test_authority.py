@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
+from common.certificates import expiry
 from server.federation.authority import (
     certify_courier,
     certify_server,
-    expiry,
     found_authority,
     make_node_key,
 )

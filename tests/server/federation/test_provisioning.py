@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from common.certificates import expiry
 from common.config import RunConfig
 from common.errors import UserError
 from common.kit import AUTHORITY, NEEDED, SECRET, TO_READ, Kit, Proposal, unpack
-from server.federation.authority import expiry
 from server.federation.bundle import require_agreed
 from server.federation.provisioning import found_federation, parse_sites
 from server.federation.settings import open_federation
