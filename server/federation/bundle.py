@@ -7,10 +7,13 @@ folder as the bundle holds it, so that what was agreed at its founding runs unti
 import contextlib
 import hashlib
 import io
+import json
 import shutil
 import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from common.errors import UserError
 
@@ -18,21 +21,33 @@ from common.errors import UserError
 def find_project() -> Path:
     """Return this project's folder, since Flower bundles an app from its source.
 
-    Looks around this file, then in the working directory and above it.
+    Looks around this file, in the working directory and above it, then where pip installed this software
+    from.
 
     Raises:
         UserError: if it isn't there.
     """
-    here = Path(__file__).resolve().parents[2]
-    for folder in (here, Path.cwd(), *Path.cwd().parents):
+    here, source = Path(__file__).resolve().parents[2], _installed_from()
+    for folder in (here, Path.cwd(), *Path.cwd().parents, *source):
         with contextlib.suppress(OSError, tomllib.TOMLDecodeError, KeyError):
             settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
             if settings["project"]["name"] == "grandrounds" and "app" in settings["tool"]["flwr"]:
                 return folder
     raise UserError(
         "the project's own folder is needed, with its pyproject.toml, and it is neither around the installed "
-        f"package ({here}) nor at or above the working directory: work in a clone"
+        f"package ({here}) nor where that was installed from ({source[0] if source else 'not known'}): cd to "
+        "a clone of the installed version, and type this again there"
     )
+
+
+def _installed_from() -> list[Path]:
+    """The folder from which pip installed this software, where it noted one (PEP 610)."""
+    with contextlib.suppress(PackageNotFoundError, TypeError, ValueError):
+        noted = json.loads(distribution("grandrounds").read_text("direct_url.json") or "{}")
+        url = urlsplit(noted["url"] if "dir_info" in noted else "")
+        if url.scheme == "file":
+            return [Path(unquote(url.path))]
+    return []
 
 
 def build(folder: Path) -> bytes:

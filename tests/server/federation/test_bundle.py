@@ -33,7 +33,32 @@ def test_a_project_that_is_not_there_is_missed_in_plain_words(tmp_path: Path) ->
         check=False,
     )
     assert "UserError: the project's own folder is needed" in done.stderr
-    assert str(tmp_path) in done.stderr
+    assert str(tmp_path) in done.stderr and "cd to a clone of the installed version" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_project_is_found_where_it_was_installed_from(tmp_path: Path) -> None:
+    """Installed by pip from its folder, whatever that is called, and asked from somewhere else."""
+    here, project, installed = find_project(), tmp_path / "a clone", tmp_path / "installed"
+    for package in ("common", "server", "client", "simulations"):
+        shutil.copytree(here / package, project / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE", "grandrounds.py"):
+        shutil.copy(here / file, project)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", installed, project], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from server.federation import bundle; print(bundle.__file__, bundle.find_project())",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"{installed / 'server' / 'federation' / 'bundle.py'} {project}"
 
 
 def test_what_a_bundle_holds_makes_the_same_bundle_again(tmp_path: Path) -> None:
