@@ -89,6 +89,9 @@ class Services:
         while any(one.pid for one in self.programs.values()) and time.monotonic() < deadline:
             time.sleep(LOOK)
         kill(self.processes())
+        # A process lives on for a moment after SIGKILL; nobody is to find one when the `with` is over.
+        while self.processes() and time.monotonic() < deadline + PATIENCE:
+            time.sleep(LOOK)
         _adopt(False)
 
     def run(self, name: str, program: Program) -> None:
