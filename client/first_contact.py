@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from client.courier_settings import CourierFolder
+from common.certificates import SOON, expiry
 from common.errors import UserError
 
 PATIENCE = 10.0
@@ -64,17 +65,19 @@ def try_way(folder: CourierFolder) -> None:
 
 
 def _require_current(folder: CourierFolder) -> None:
-    from cryptography import x509
-
     try:
-        certificate = x509.load_pem_x509_certificate(folder.certificate.read_bytes())
+        last = expiry(folder.certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder.certificate}: can't be read: {error}") from None
-    now, last = datetime.now(UTC), certificate.not_valid_after_utc
+    now = datetime.now(UTC)
     if now > last:
         raise UserError(
             f"{folder.certificate} ran out on {last:%Y-%m-%d}, and it is {now:%Y-%m-%d} by the clock here: "
             "ask the coordinator for another kit"
+        )
+    if last - now < SOON:
+        log.warning(
+            "%s ends on %s: ask the coordinator for another kit", folder.certificate, f"{last:%Y-%m-%d}"
         )
 
 

@@ -312,10 +312,12 @@ def resume(
 
 
 def _run_to_its_end(opened: "Federation", config: "RunConfig", as_json: bool) -> None:
+    from common.certificates import terms
     from server.federation.studies import follow, goes_on, submit
 
-    run_id = submit(opened, config)
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
+    _warn_of(opened, terms(opened.certificates()), messages)
+    run_id = submit(opened, config)
     messages.print(f"study {config.run_id} is Flower's run {run_id}", markup=False)
     ended = follow(opened, run_id)
     results = Path(config.out) / config.run_id
@@ -356,10 +358,15 @@ def plan(
 
 
 def _show_certificates(opened: "Federation", certificates: "Sequence[Term]") -> None:
-    """Show whose certificate ends first, and a warning for each that ends soon, with what mends it."""
+    """Show whose certificate ends first, and warn of each that ends soon."""
     if certificates:
         first = min(certificates, key=lambda one: one.ends)
         screen.print(f"{'expiry':<10} the first of {len(certificates)} certificates, {first}", markup=False)
+    _warn_of(opened, certificates, screen)
+
+
+def _warn_of(opened: "Federation", certificates: "Sequence[Term]", where: Console) -> None:
+    """Tell each certificate that ends soon, with what mends it."""
     for one in certificates:
         if one.soon:
             kind, _, site = one.of.partition(" ")
@@ -368,7 +375,7 @@ def _show_certificates(opened: "Federation", certificates: "Sequence[Term]") -> 
                 "coordinator": f"grandrounds federation renew {opened.path}",
                 "site": f"grandrounds federation kit {opened.path} {site}, and there site renew",
             }
-            screen.print(f"WARNING    {one}: {mends[kind]}", style="bold yellow", markup=False)
+            where.print(f"WARNING    {one}: {mends[kind]}", style="bold yellow", markup=False)
 
 
 def _show_nodes(nodes: list[Any]) -> None:

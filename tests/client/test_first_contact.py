@@ -100,6 +100,14 @@ def test_a_certificate_of_ours_that_ran_out_is_told_with_its_day(tmp_path, autho
         try_way(courier(tmp_path, own, authority, "127.0.0.1:1"))
 
 
+@pytest.mark.parametrize(("days", "warns"), [(29, True), (31, False)])
+def test_a_certificate_of_ours_that_ends_soon_is_told_at_the_start(tmp_path, authority, caplog, days, warns):
+    own = certify_courier(authority, "north", timedelta(days=days))
+    with caplog.at_level("WARNING", "grandrounds.courier"):
+        try_way(courier(tmp_path, own, authority, "127.0.0.1:1"))
+    assert any("ask the coordinator for another kit" in line for line in caplog.messages) is warns
+
+
 def test_a_certificate_of_the_coordinators_that_ran_out_is_told(tmp_path, authority):
     own = certify_courier(authority, "north")
     server = certify_server(authority, ["127.0.0.1"], timedelta(minutes=-1))

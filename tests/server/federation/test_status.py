@@ -49,3 +49,8 @@ def test_those_that_end_soon_are_warned_of_with_what_mends_it(folder):
     assert len(warnings) == 2  # nobody has to care for a revoked site's
     assert f"grandrounds federation renew {folder}" in warnings[0]
     assert f"grandrounds federation kit {folder} hungary" in warnings[1]
+
+    # Whoever starts a study is told as well, before anything else.
+    done = CliRunner().invoke(command, ["run", str(folder), "--run-config", 'scenario="heart" run-id="late"'])
+    assert "no SuperLink of this federation answers" in str(done.exception)
+    assert [line for line in done.stderr.splitlines() if line.startswith("WARNING")] == warnings
