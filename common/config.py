@@ -63,8 +63,8 @@ class Aggregation(Strict):
     averaging: Fraction = 0.0
     """Decay of the average of z over the second half of the rounds (`descent`); 0 keeps the last z."""
     validated: bool = False
-    """Let public validation cases choose (`descent`): each step whole, half, a quarter or not at all; at the
-    end z or its average."""
+    """Let public validation cases choose: the weight decay of the teacher's start; of each step (`descent`)
+    the whole, half, a quarter or nothing; at the end z or its average."""
     temperature: Positive = 1.0
     """Sharpening temperature of the aggregated soft labels (`oneshot`): below 1 sharpens."""
 

@@ -16,7 +16,8 @@ Where the noise is large, as with many small sites, a step that is right for few
 `aggregation.validated` the server tries each step whole, halved, quartered and not at all, v with it, and
 takes the one whose teacher has the least log-loss on the public validation cases. Releases are there already,
 so this is free of any budget. Since staying is among the choices, no round makes a linear teacher worse on
-those cases, whoever has spoken in it.
+those cases, whoever has spoken in it. They also choose the weight decay of the teacher's start
+(`server.teacher`).
 """
 
 from collections.abc import Callable, Sequence

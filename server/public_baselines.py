@@ -13,9 +13,7 @@ from common.datasets import PublicData
 from common.distillation import fit_labels
 from common.summary import Metrics
 from server.results import metrics_of
-from server.teacher import NONE, Teacher
-
-WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1)
+from server.teacher import NONE, Teacher, decays_beside
 
 
 def public_baselines(config: RunConfig, public: PublicData) -> tuple[Metrics | None, Metrics | None]:
@@ -59,5 +57,5 @@ def _candidates(config: RunConfig) -> list[Network]:
     return [
         one.model_copy(update={"weight_decay": decay})
         for one in found.values()
-        for decay in sorted({*WEIGHT_DECAYS, one.weight_decay})
+        for decay in decays_beside(one.weight_decay)
     ]

@@ -3,6 +3,11 @@
 It starts from the labelled public cases, from a safetensors file, or not at all (`teacher.model = "none"`: z
 starts at zero, and a twin of the student learns). Its logits on the run's proxy cases are the first z; after
 every round it is distilled from the new z, warm from where it was.
+
+Where public validation cases choose (`aggregation.validated`), they choose the weight decay of that start
+too: another than the run's own where its log-loss is less by more than a standard error, so that few cases
+don't choose by chance. A start that is held back too much is less sure of itself than it is right, and then
+any step that makes logits larger lowers the log-loss, noise as well as learning.
 """
 
 from collections.abc import Sequence
@@ -34,6 +39,8 @@ from server.stacking import Jury
 
 Floats = NDArray[np.float32]
 NONE = "none"
+WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1)
+"""Of fits to labels, that are tried beside a network's own where validation chooses."""
 
 
 @dataclass
@@ -89,7 +96,7 @@ class Teacher:
         if config.teacher.path:
             teacher.load(Path(config.teacher.path))
         elif config.teacher.model != NONE:
-            teacher.learn_labels()
+            teacher.learn_labels(choose=config.aggregation.validated)
         return teacher
 
     def load(self, path: Path) -> None:
@@ -105,11 +112,23 @@ class Teacher:
                 "run config", "teacher.path", str(path), f"a model that fits ({error})"
             ) from None
 
-    def learn_labels(self) -> None:
-        """Train on the labelled proxy cases."""
+    def learn_labels(self, *, choose: bool) -> None:
+        """Train on the labelled proxy cases; with `choose`, validation may take another weight decay."""
         labelled = np.flatnonzero(self.proxy.y >= 0)
-        phi = self.learner.phi_public(self.proxy.x[labelled])
-        fit_labels(self.learner, phi, self.proxy.y[labelled], self.settings, self.seed)
+        phi, y_N = self.learner.phi_public(self.proxy.x[labelled]), self.proxy.y[labelled]
+        untaught, learned = self.learner.state(), dict[float, tuple[NDArray[np.float64], bytes]]()
+        own = self.settings.weight_decay
+        for decay in decays_beside(own) if choose else [own]:
+            self.learner.restore(untaught)
+            settings = self.settings.model_copy(update={"weight_decay": decay})
+            fit_labels(self.learner, phi, y_N, settings, self.seed)
+            if not choose:
+                return
+            learned[decay] = self._validation_losses(), self.learner.state()
+        best = min(learned, key=lambda decay: learned[decay][0].mean())
+        gain_V = learned[own][0] - learned[best][0]
+        surely = gain_V.mean() > gain_V.std() / np.sqrt(len(gain_V))
+        self.learner.restore(learned[best if surely else own][1])
 
     def logits(self) -> Floats:
         """Logits `(cases, classes)` on the run's proxy cases; zeros where there is no teacher."""
@@ -161,9 +180,23 @@ class Teacher:
         """Scores on the public validation cases: for choices."""
         return _scored(self.learner, self.phi_validation, self.public.validation)
 
+    def _validation_losses(self) -> NDArray[np.float64]:
+        """Log-loss of each labelled validation case."""
+        labelled = np.flatnonzero(self.public.validation.y >= 0)
+        logits_VC = self.learner.logits(self.phi_validation)[labelled].astype(np.float64)
+        losses_V: NDArray[np.float64] = -log_soft_labels(logits_VC, 1.0)[
+            np.arange(len(labelled)), self.public.validation.y[labelled]
+        ]
+        return losses_V
+
     def test_scores(self) -> dict[str, float]:
         """Scores on the public test cases: for the report."""
         return _scored(self.learner, self.phi_test, self.public.test)
+
+
+def decays_beside(own: float) -> list[float]:
+    """Weight decays that validation may choose from, a network's own among them."""
+    return sorted({*WEIGHT_DECAYS, own})
 
 
 def choose_cases(config: RunConfig, proxy_size: int) -> NDArray[np.int32]:

@@ -19,9 +19,9 @@ from common.config import RunConfig
 from common.datasets import sites
 from common.distillation import fit_labels
 from common.summary import Metrics, Results, statistic
-from server.public_baselines import WEIGHT_DECAYS, best_by_validation
+from server.public_baselines import best_by_validation
 from server.results import metrics_of
-from server.teacher import Teacher
+from server.teacher import WEIGHT_DECAYS, Teacher
 from simulations.baselines.bench import Bench, Party, plan_alone, take_steps
 
 

@@ -9,7 +9,7 @@ from common.datasets import load_public
 from common.errors import ConfigError
 from common.features import load_featured_model
 from common.models import ModelCard, model_bytes
-from server.teacher import Teacher, check_start, choose_cases, learner_of
+from server.teacher import WEIGHT_DECAYS, Teacher, check_start, choose_cases, learner_of
 
 
 def configured(**flat) -> RunConfig:
@@ -27,6 +27,23 @@ def test_a_teacher_that_saw_labels_is_better_than_none():
     untaught = started(teacher__model="none")
     assert untaught.test_scores()["auroc"] == 0.5
     assert not untaught.logits().any() and untaught.logits().shape == (184, 2)
+
+
+def start_loss(decay: float, *, validated: bool) -> float:
+    teacher = started(teacher__weight_decay=decay, aggregation__validated=validated)
+    return teacher.validation_scores()["log_loss"]
+
+
+def test_validation_chooses_another_start_where_the_runs_own_is_held_back_too_much():
+    each = [start_loss(decay, validated=False) for decay in (*WEIGHT_DECAYS, 10.0)]
+    assert each.index(min(each)) < len(WEIGHT_DECAYS)
+    assert start_loss(10.0, validated=True) == min(each) < 0.9 * each[-1]
+
+
+def test_a_start_that_few_cases_find_better_by_chance_is_not_taken():
+    own = 0.05
+    assert start_loss(own, validated=True) == start_loss(own, validated=False)
+    assert start_loss(own, validated=True) > min(start_loss(one, validated=False) for one in WEIGHT_DECAYS)
 
 
 def test_none_is_a_twin_of_the_student_features_and_all():
