@@ -6,9 +6,10 @@ things at once:
 
 - *feature matching* (FitNets, Romero et al. 2015, arXiv:1412.6550, equation 3): a linear map of what it makes
   of a case must give that case's principal components, each with variance 1: of its scattering coefficients
-  where it is an image, of its words where it is a text, of itself where it is a row of a table. This needs
-  no label, and any case will do: so images are shifted and mirrored, texts lose words, and rows are mixed
-  with one another;
+  where it is an image, of its words where it is a text, of itself where it is a row of a table. A network
+  behind frozen features must give these features back in their own proportions: where it is narrower than
+  they are, the leading ones count. This needs no label, and any case will do: so images are shifted and
+  mirrored, texts lose words, and rows are mixed with one another;
 - the labels, where the proxy has some: cross-entropy through a head that is thrown away.
 
 Everything follows from the proxy and a fixed public seed: every party trains the same trunk, and a process
@@ -43,6 +44,8 @@ MATCHED = 128
 SHARE_OF_LABELS = 0.5
 """Weight of the cross-entropy beside the mean squared error of a component, halved."""
 STEPS = 480
+STEPS_BEHIND_FEATURES = 3000
+"""Of a network that sees frozen features: its steps take next to no time."""
 BATCH = 128
 MOST_WORK = 4e12
 """Floating-point operations of one training, at most: about a minute on one core. Fewer steps are taken for
@@ -83,12 +86,15 @@ def _train(name: str, features: Features, proxy: Proxy) -> nn.Module:
     drawn, shape = torch.Generator().manual_seed(seed), proxy.x.shape[1:]
     cases_N = torch.from_numpy(np.array(proxy.x))
     views_V = torch.cat([cases_N, *(_view(cases_N, drawn) for _ in range(VIEWS - 1))])
-    target = fit_features(_matched_kind(shape), proxy.x, MATCHED, 0)
-    matched_VT = target.transform(views_V)
-    matched_VT /= matched_VT[: len(cases_N)].std(dim=0)
     network = build(name, features.shape, len(proxy.preprocessing.classes), seed)
     trunk, head = trunk_of(network), head_of(network)
     seen_V, deep = features.transform(views_V), trunk
+    target, matched_VT = features, seen_V
+    if features.kind == "none":
+        target = fit_features(_matched_kind(shape), proxy.x, MATCHED, 0)
+        matched_VT = target.transform(views_V)
+    variance_T = matched_VT[: len(cases_N)].var(dim=0)
+    matched_VT = matched_VT / (variance_T if target is not features else variance_T.mean()).sqrt()
     if isinstance(trunk, nn.Sequential) and isinstance(trunk[0], MeanOfPieces):
         seen_V, deep = _take_over_words(trunk[0], target, seen_V), trunk[1:]
     label_N = torch.from_numpy(np.array(proxy.y))
@@ -106,7 +112,8 @@ def _train(name: str, features: Features, proxy: Proxy) -> nn.Module:
             value = value + SHARE_OF_LABELS * cross_entropy(head(deep(seen_V[case_B])), label_N[case_B])
         return value
 
-    _minimise(loss, [*deep.parameters(), *head.parameters(), *regressor.parameters()])
+    steps = STEPS if features.kind == "none" else STEPS_BEHIND_FEATURES
+    _minimise(loss, [*deep.parameters(), *head.parameters(), *regressor.parameters()], steps)
     return trunk.requires_grad_(False).eval()
 
 
@@ -153,10 +160,10 @@ def _view(x_N: Tensor, drawn: torch.Generator) -> Tensor:
     return torch.stack([case[:, top : top + height, left : left + width] for case, top, left in corners])
 
 
-def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
+def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter], most_steps: int) -> None:
     with FlopCounterMode(display=False) as counter:
         loss().backward()
-    steps = min(STEPS, max(1, int(MOST_WORK / max(counter.get_total_flops(), 1))))
+    steps = min(most_steps, max(1, int(MOST_WORK / max(counter.get_total_flops(), 1))))
     optimizer = torch.optim.AdamW(parameters, weight_decay=WEIGHT_DECAY)
     pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, STEP_SIZE, total_steps=steps, pct_start=WARM_UP)
     for _ in range(steps):

@@ -93,6 +93,32 @@ def test_a_trunk_learns_to_see_what_scattering_sees_without_a_label(monkeypatch)
     assert found["trained"] < 0.6 * found["untrained"]
 
 
+def test_a_trunk_narrower_than_the_features_before_it_gives_the_leading_ones_back(monkeypatch):
+    """A perceptron's head sees 64 numbers. Here 120 stand before it, the first a hundred times as loud."""
+    monkeypatch.setattr(common.trunks, "STEPS_BEHIND_FEATURES", 600)
+    names = [f"f{n}" for n in range(120)]
+    mixing = np.linalg.qr(np.random.default_rng(0).normal(size=(120, 120)))[0]
+
+    def cases(count: int, seed: int) -> Records:
+        independent = np.random.default_rng(seed).normal(size=(count, 120)) / np.geomspace(1, 100, 120)
+        columns = dict(zip(names, (independent @ mixing).T, strict=True))
+        return Records(columns, np.repeat(CLASSES, count // 2), None, {})
+
+    proxy = public(cases(600, 0), [NumericSpec(name=name) for name in names], labelled=False)
+    features = fit_features("pca", proxy.x, 120, 0)
+    others = proxy.preprocessing.encode(cases(400, 1))
+    learned, asked = features.transform(proxy.x), features.transform(others.x)
+    missed = {}  # share of the variance of the first ten, and of all
+    untrained = trunk_of(build("mlp", (120,), 2, seed=0))
+    for name, trunk in {"trained": public_trunk("mlp", features, proxy), "untrained": untrained}.items():
+        with torch.no_grad():
+            fit = Ridge(alpha=1e-3).fit(trunk(learned).numpy(), learned.numpy())
+            error = (fit.predict(trunk(asked).numpy()) - asked.numpy()) ** 2
+        missed[name] = [error[:, :most].sum() / asked[:, :most].square().sum().item() for most in (10, 120)]
+    assert missed["trained"][0] < 0.2 * missed["untrained"][0]
+    assert missed["trained"][1] < missed["untrained"][1]
+
+
 def test_a_trunk_learns_what_labels_tell():
     proxy, others = rows(400, 0), rows(400, 1)
     score = {}
