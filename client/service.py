@@ -14,6 +14,8 @@ A courier is a program on the same machine and can always make itself a nuisance
 calls and handshakes keep it at that.
 """
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -215,6 +217,7 @@ def serve(site: ServedSite) -> None:
     Raises:
         UserError: if the address can't be listened at or its certificates can't be read.
     """
+    atexit.register(gc.freeze)  # or Python looks through all that torch has loaded before it ends
     # Blocked in every thread and waited for below: a handler that sets an event may meet the very lock that
     # whoever waits for the event holds.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)

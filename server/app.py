@@ -16,6 +16,8 @@
 4. z is distilled into the student that goes back to every site; the results are written.
 """
 
+import atexit
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping, Sized
@@ -65,6 +67,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one study."""
+    # A process that is told to end is to be gone: Python would first look through all that torch has loaded.
+    atexit.register(gc.freeze)
     follow_environment()
     config = RunConfig.from_run_config(context.run_config)
     with about(run=final_folder(config, context.run_id).name):

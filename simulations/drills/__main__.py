@@ -4,7 +4,7 @@
 
 A line a drill: what was broken, how often, which studies completed, how often one had to be resumed, whether
 every site's books are right. Exit code 1 if anything is found wrong. `--keep` leaves all files and logs.
-Drills that kill run on the loopback; the others have networks of their own, and need root.
+Drills that kill or move run on the loopback; the others have networks of their own, and need root.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from simulations.drills.conditions import CONDITIONS, Stage
 from simulations.drills.kills import STRIKES
 from simulations.drills.kills import run as run_kills
 from simulations.drills.local import heart_study, local_federation
+from simulations.drills.moves import MOVES
 from simulations.drills.verdict import Verdict, judge
 
-DRILLS = (*STRIKES, *CONDITIONS)
+DRILLS = (*STRIKES, *MOVES, *CONDITIONS)
 MOST_RESUMES = 5
 """Of a study in which something was killed, once nothing is killed any more."""
 
@@ -45,7 +46,7 @@ def hold(names: list[str], times: int, sites: int, rounds: int, seed: int, folde
     began, name = time.monotonic(), "start"
     deaths, random = 0, Random(seed)
     study = heart_study(sites, f"num-rounds={rounds} min-sites=1 round-timeout=180.0")
-    with local_federation(folder, study, networked=not STRIKES.keys() >= set(names)) as local:
+    with local_federation(folder, study, networked=not CONDITIONS.keys().isdisjoint(names)) as local:
         local.run_all()
         say(f"{sites} sites are online")
         stage = Stage(local, say)
@@ -56,8 +57,8 @@ def hold(names: list[str], times: int, sites: int, rounds: int, seed: int, folde
         for one in stage.studies:
             stage.complete(one, resumes=MOST_RESUMES)
         for name in names:
-            if name in CONDITIONS:
-                CONDITIONS[name](stage)
+            if name in CONDITIONS | MOVES:
+                (CONDITIONS | MOVES)[name](stage)
         verdict = judge(local, stage.studies, deaths)
         return replace(verdict, findings=(*stage.findings, *verdict.findings))
 

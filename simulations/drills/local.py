@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -50,7 +51,7 @@ class Local:
 
     Attributes:
         folder: Holds everything.
-        federation: The coordinator's folder.
+        federation: The coordinator's folder; another one once studies have moved.
         config: The study that is run, again and again under other names.
         services: The programs.
         network: Between them, if they have one of their own.
@@ -127,6 +128,14 @@ class Local:
             "superlink", COORDINATOR, [*own_program(), "federation", "superlink", str(self.federation.path)]
         )
         self.await_superlink()
+
+    def lose_coordinator(self) -> None:
+        """Kill the coordinator's programs for good, server processes too."""
+        for part in ("superexec", "superlink"):
+            self.services.retire(part, signal.SIGKILL)
+        kill(self.servers())
+        if NGINX:
+            self.services.retire("gateway")  # whose workers would outlive a kill
 
     def await_superlink(self) -> None:
         """Wait until the SuperLink is there and knows the sites' keys.
@@ -310,9 +319,17 @@ class Study:
         self._process = self._start("run", self.local.federation.path, "--run-config", file)
 
     def resume(self) -> None:
-        """Go on with it, whatever is still being watched; begin again if no round was begun."""
-        self._let_go()
-        if not (working_folder(self.local.federation.runs / self.name) / CHECKPOINT).exists():
+        """Go on with it, whatever is still being watched; begin again if no round was begun.
+
+        A server process that dies between its last word on disk and its last word to Flower leaves a study
+        that is whole.
+        """
+        self.let_go()
+        final = self.local.federation.runs / self.name
+        if final.exists():
+            self.result = {"results": str(final)}
+            return
+        if not (working_folder(final) / CHECKPOINT).exists():
             self.begin()
             return
         self.resumed += 1
@@ -345,7 +362,8 @@ class Study:
     def _start(self, *command: str | Path) -> "subprocess.Popen[str]":
         return self.local.start(["federation", *command, "--json"], self._log)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Watch it no longer."""
         if self._process is not None and self._process.poll() is None:
             kill([*descendants(self._process.pid), self._process.pid])
             self._process.wait()

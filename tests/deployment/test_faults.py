@@ -47,6 +47,12 @@ def test_a_study_survives_kill_9_of_every_program_and_of_all_at_once():
     assert row["charges"] >= ROUNDS
 
 
+def test_a_study_goes_on_under_another_federation_with_the_same_ledgers():
+    row = drilled("another-coordinator")
+    assert row["completed"] == 1 and row["resumed"] >= 1
+    assert row["charges"] and not row["repeated"]
+
+
 @pytest.mark.machine
 def test_lost_networks_full_disks_and_closed_doors_end_in_a_study_or_a_clear_line():
     try:

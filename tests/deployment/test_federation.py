@@ -32,10 +32,12 @@ from client.policy import read_policy
 from client.served import open_ledger
 from common.config import RunConfig
 from common.run_config_files import as_toml
+from common.runs import working_folder
 from common.summary import read
 from server.federation.authority import Credentials, certify_courier, found_authority
 from server.federation.flower import nodes, runs
 from server.federation.settings import Federation, open_federation
+from server.results import ROUNDS
 from simulations.inprocess import run_inprocess
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
@@ -389,18 +391,37 @@ def test_a_courier_that_answers_under_another_sites_name_is_refused_by_a_rule(de
     assert {one.site: one.node_id for one in nodes(federation)} == numbers  # a key keeps its node's number
 
 
-def living_in(folder: Path) -> list[str]:
-    """Processes that work in a folder."""
-    found = []
+def living_in(folder: Path) -> dict[int, str]:
+    """Processes that work in a folder, with their command lines."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "cwd").readlink() == folder:
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
     return found
 
 
+def servers(deployed: Deployed) -> list[int]:
+    """The server processes of runs."""
+    return [pid for pid, words in living_in(deployed.federation.path).items() if "flwr-serverapp" in words]
+
+
+def test_on_sigterm_a_server_process_is_gone_within_ten_seconds_and_its_study_is_kept(deployed, studied):
+    study = ["--run-config", deployed.folder / "study.toml"]
+    study += ["--run-config", 'run-id="ended" min-sites=3 num-rounds=20']  # one site hasn't approved it
+    program = [sys.executable, "-m", "grandrounds", "federation", "run", deployed.federation.path, *study]
+    deployed.start("ended", *program)
+    noted = working_folder(deployed.federation.runs / "ended") / ROUNDS
+    await_true("a round is over", noted.exists)
+    (server,) = servers(deployed)
+    os.kill(server, signal.SIGTERM)
+    await_true("the server process is gone", lambda: not servers(deployed), patience=10)
+    assert deployed.programs["ended"].wait(60) == 1
+    assert "What it learned is kept" in deployed.said("ended")
+
+
 def test_on_sigterm_everything_at_a_site_is_gone_within_ten_seconds(deployed):
-    """Here and below what was started ends: no test may follow."""
+    """Here and below what was started ends: no test of it may follow."""
     folder = deployed.site("long-beach") / "courier"
     assert len(living_in(folder)) >= 2
     for what in ("courier", "custodian"):
