@@ -132,6 +132,22 @@ def wrong_clock(stage: Stage) -> None:
             local.run_custodian(site)
             stage.complete(stage.begin(f"custodian-{way}"))
     local.run_custodian(site)
+    wrong_clock_at_the_coordinator(stage)
+
+
+def wrong_clock_at_the_coordinator(stage: Stage) -> None:
+    """The clock that sites meet, that of SuperLink and gateway, is an hour ahead, then behind, then right."""
+    local, site = stage.local, stage.local.sites[0]
+    for shift, says in (("+3600", r"3[56]\d\d s behind"), ("-3600", r"36\d\d s ahead of")):
+        with _clock(local, COORDINATOR, shift):
+            local.run_front()
+        local.await_superlink()
+        _courier_says(stage, site, says)
+    local.run_front()
+    local.await_superlink()
+    local.run_courier(site)
+    local.await_nodes()
+    stage.complete(stage.begin("right-again"))
 
 
 def full_disk_at_a_site(stage: Stage) -> None:
@@ -228,8 +244,12 @@ def _clock(local: Local, place: str, shift: str) -> Iterator[None]:
         raise UserError(
             "a wrong clock needs libfaketime (Debian: apt-get install libfaketime): it is not here"
         )
-    clock = {"LD_PRELOAD": str(found[0]), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    local.environments[place] = clock
+    local.environments[place] = {
+        "LD_PRELOAD": str(found[0]),
+        "FAKETIME": shift,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_CACHE_DURATION": "1000000",  # nginx clears its environment, and it isn't to be read again
+    }
     try:
         yield
     finally:

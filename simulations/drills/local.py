@@ -117,6 +117,14 @@ class Local:
             self.run_gateway()
         self.await_superlink()
 
+    def run_front(self) -> None:
+        """Start what sites meet of the coordinator, the SuperLink and the gateway, and don't wait for it."""
+        self._run(
+            "superlink", COORDINATOR, [*own_program(), "federation", "superlink", str(self.federation.path)]
+        )
+        if NGINX:
+            self.run_gateway()
+
     def run_gateway(self) -> None:
         """Start the gateway, where nginx is installed; without it the SuperLink stands in its place."""
         if NGINX:
