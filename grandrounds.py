@@ -7,6 +7,7 @@ into one line and an exit code.
 import os
 import signal
 import sys
+from pathlib import Path
 
 # Small models are slowed down many times over by more than one thread a process; set before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,6 +50,7 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
+        _stand_somewhere()
         cli()
     except UserError as error:
         _say(str(error))
@@ -57,6 +59,13 @@ def main() -> None:
         if end.code in (INTERRUPTED, TERMINATED):
             _say("interrupted; nothing half-written is left")
         raise
+
+
+def _stand_somewhere() -> None:
+    try:
+        Path.cwd()
+    except OSError:
+        raise UserError("the folder that you are in is gone: cd to one that is there") from None
 
 
 def _say(text: str) -> None:

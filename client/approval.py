@@ -68,6 +68,8 @@ def plan_named(asked: AskedPlans, name: str) -> Plan:
         except ValidationError:
             raise UserError(f"{name} is not a plan") from None
     found = [plan for plan in asked.all() if plan.digest().hex().startswith(name)]
+    if not found:
+        raise UserError(f"{name}: no such file, and no plan that was asked for has a digest that begins so")
     if len(found) != 1:
         raise UserError(f"{len(found)} plans that were asked for have a digest that begins with {name!r}")
     return found[0]

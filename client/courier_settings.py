@@ -8,6 +8,7 @@ from pydantic import Field
 
 from client.policy import require_own, require_secret
 from common.kit import AUTHORITY, CERTIFICATE, CERTIFICATE_KEY, NODE_KEY, Address, Digest, SiteName
+from common.runs import disk_errors
 from common.settings_files import read_settings
 from common.strict import Strict
 
@@ -76,7 +77,8 @@ def read_courier(path: Path) -> CourierFolder:
         UserError: naming the file and key that are wrong, and what would be right.
     """
     require_own(path, "no settings, no courier")
-    settings = read_settings(CourierSettings, path)
+    with disk_errors(path, "read"):
+        settings = read_settings(CourierSettings, path)
     folder = CourierFolder(path.absolute().parent, settings)
     for secret in (folder.certificate_key, folder.node_key, folder.executor_key):
         require_secret(secret)

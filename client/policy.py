@@ -24,6 +24,7 @@ from common.config import FeatureKind, Layers
 from common.errors import ConfigError, UserError
 from common.messages import Rule
 from common.plan import Plan
+from common.runs import disk_errors
 from common.settings_files import read_settings
 from common.strict import Strict
 
@@ -248,7 +249,8 @@ def read_policy(path: Path) -> ServedPolicy:
             wrong key.
     """
     require_own(path, "no policy, no service")
-    policy = read_settings(ServedPolicy, path)
+    with disk_errors(path, "read"):
+        policy = read_settings(ServedPolicy, path)
     policy = policy.beside(path.absolute().parent)
     if len((socket_path := policy.service.listen.removeprefix("unix:")).encode()) > LONGEST_SOCKET_PATH:
         expected = f"a path of at most {LONGEST_SOCKET_PATH} bytes"

@@ -323,6 +323,12 @@ def first_complaint(error: ValidationError, where: str, known: Collection[str] =
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return UserError(f"{where}: {key} is missing")
+    if first["type"] == "union_tag_invalid":
+        tag, context = str(first["ctx"]["tag"]), first["ctx"]
+        name = context["discriminator"].strip("'")
+        return ConfigError(where, f"{key}.{name}", tag, f"one of {context['expected_tags']}")
+    if first["type"] == "too_short":
+        return ConfigError(where, key, first["input"], f"at least {first['ctx']['min_length']}")
     expected = _EXPECTED.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     expected = expected.removeprefix("Input should be ")
     if first["type"].startswith(("greater_than", "less_than")):

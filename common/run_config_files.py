@@ -51,7 +51,7 @@ def _read(source: str) -> tuple[str, dict[str, Scalar]]:
     """Read one source; a source that ends in .toml and holds no `=` is a file."""
     is_file = source.endswith(".toml") and "=" not in source
     try:
-        text = Path(source).read_text(encoding="utf-8") if is_file else _lines(source)
+        text = Path(source).read_text(encoding="utf-8-sig") if is_file else _lines(source)
         tree = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{source}: can't be read: {error.strerror}") from None

@@ -65,6 +65,8 @@ class RunFolder:
         try:
             if final.exists() and (not final.is_dir() or any(final.iterdir())):
                 raise UserError(f"{final} is there already: choose another place, or move it away")
+            if final.exists() and final.samefile(Path.cwd()):  # it would be replaced under the user's feet
+                raise UserError(f"{final.absolute()} is the folder that you are in: name one within it")
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

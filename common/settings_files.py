@@ -25,7 +25,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
         UserError: if it isn't TOML, or has a missing, unknown or wrong key; it names the file and the key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     return parse_settings(kind, text, str(path))

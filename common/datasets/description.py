@@ -8,6 +8,7 @@ would be right.
 
 import json
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from common.config import first_complaint
 from common.errors import ConfigError, UserError
-from common.preprocessing import FeatureSpec, Name, PixelsSpec, Text
+from common.preprocessing import FeatureSpec, Name, NumericSpec, PixelsSpec, Text
 from common.strict import Strict
 
 Count = Annotated[int, Field(ge=1)]
@@ -93,7 +94,7 @@ def read_description(path: Path) -> Description:
         UserError: naming the file, and the key and value that are refused.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -127,7 +128,20 @@ def _contradictions(description: Description) -> list[tuple[bool, str, object, s
     sections = [
         name for name in ("public-files", "public-sample") if getattr(description, name.replace("-", "_"))
     ]
+    numbers = [feature for feature in description.features if isinstance(feature, NumericSpec)]
+    bounds = {
+        feature.name: (feature.low, feature.high)
+        for feature in numbers
+        if feature.low is not None and feature.high is not None and feature.low >= feature.high
+    }
+    falling = {
+        name: group.edges
+        for name, group in description.groups.items()
+        if any(edge >= following for edge, following in pairwise(group.edges))
+    }
     return [
+        (bool(bounds), f"low and high of {', '.join(bounds)}", [*bounds.values()], "low below high"),
+        (bool(falling), f"groups.{next(iter(falling), '')}.edges", [*falling.values()], "numbers that rise"),
         (len(set(names)) < len(names), "features", names, "names that differ"),
         (
             len(set(description.classes)) < len(description.classes),

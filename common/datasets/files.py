@@ -272,6 +272,12 @@ def _csv(path: Path, wanted: Sequence[str]) -> _Contents:
     if not header:
         raise UserError(f"{path}: its first line names no columns")
     at = {name: header.index(name) for name in wanted if name in header}
+    if len(header) == 1 and not at:
+        raise UserError(
+            f"{path}: its first line is a single field: commas part fields, not semicolons or tabs"
+        )
+    if twice := [name for name in at if header.count(name) > 1]:
+        raise UserError(f"{path}: there are {header.count(twice[0])} columns {twice[0]!r}: one is right")
     columns: dict[str, list[object]] = {name: [] for name in at}
     good, broken = [], []
     for number, line in numbered:

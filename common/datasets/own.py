@@ -142,7 +142,7 @@ def load_private(config: RunConfig, site: str) -> Records:
     names = [info.name for info in sites(config)]
     if description.pooled is None:
         return _labelled(_site_records(path, description, site))
-    table = _read_pooled(path, description, description.pooled)
+    table = _read_all(path, description, description.pooled)
     labelled = table.records.target != ""
     site_names = None if table.site_labels is None else _names_of(description, table.site_labels)[labelled]
     return pooled.site_records(table.records.take(labelled), site_names, names, config, site)
@@ -209,7 +209,7 @@ def _sampled(path: Path, stamps: tuple[int, ...]) -> pooled.Pool:
     if description.public_sample is None:
         raise UserError(f"{path}: [public-sample] is missing")
     if description.pooled:
-        table = _read_pooled(path, description, description.pooled)
+        table = _read_all(path, description, description.pooled)
         records = table.records
         site_names = None if table.site_labels is None else _names_of(description, table.site_labels)
     else:
@@ -243,6 +243,17 @@ def _site_records(path: Path, description: Description, site: str, complain: Com
     if not description.sites[site].file:
         raise UserError(f"{path}: [sites.{site}] names no file")
     return read_table(_file(path, description.sites[site].file), description, complain=complain).records
+
+
+def _read_all(path: Path, description: Description, pooled_file: PooledFile) -> Table:
+    """Read a pooled file for a simulation, in which a site without a record is a name mistyped."""
+    table = _read_pooled(path, description, pooled_file)
+    if table.site_labels is not None:
+        named = set(_names_of(description, table.site_labels))
+        if absent := [name for name in description.sites if name not in named]:
+            column = f"column {pooled_file.site_column!r} of {_file(path, pooled_file.file)}"
+            raise UserError(f"{path}: [sites.{absent[0]}] has no record: {column} never says so")
+    return table
 
 
 def _read_pooled(

@@ -71,6 +71,16 @@ def test_tcp_needs_certificates(hospital):
 def test_no_policy_no_service(tmp_path):
     with pytest.raises(UserError, match="no policy, no service"):
         read_policy(tmp_path / "site.toml")
+    (tmp_path / "site").mkdir(mode=0o700)
+    with pytest.raises(UserError, match="site can't be read: Is a directory"):
+        read_policy(tmp_path / "site")
+
+
+def test_a_policy_as_a_windows_editor_saves_it(hospital):
+    before = read_policy(hospital.policy_path)
+    body = hospital.policy_path.read_bytes()
+    hospital.policy_path.write_bytes(b"\xef\xbb\xbf" + body.replace(b"\n", b"\r\n"))
+    assert read_policy(hospital.policy_path) == before
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])

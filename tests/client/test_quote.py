@@ -127,7 +127,7 @@ def test_a_person_approves_what_a_courier_brought(hospital):
     digest = plan.digest().hex()
     assert digest in hospital.run("approve").stdout
     unknown = hospital.run("approve", "--yes", "0000")
-    assert unknown.returncode == 2
+    assert unknown.returncode == 2 and "0000: no such file, and no plan that was asked for" in unknown.stderr
     approved = hospital.run("approve", digest[:8], "--yes", "--who", "Dr. Who")
     assert approved.returncode == 0, approved.stderr
     assert "This run costs" in approved.stdout and digest in approved.stdout

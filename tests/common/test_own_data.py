@@ -245,7 +245,14 @@ def test_a_bad_description_is_refused_by_key(tmp_path: Path, bad: str) -> None:
 @pytest.mark.parametrize(
     ("find", "put", "expected"),
     [
-        ('kind = "categorical"', 'kind = "words"', r"features.2"),
+        (
+            'kind = "categorical"',
+            'kind = "words"',
+            r"features.2.kind = 'words' is refused: .* one of 'numeric', ",
+        ),
+        ('["no", "yes"]', '["no"]', r"classes = \['no'\] is refused: expected at least 2"),
+        ("high = 120.0", "high = 5.0\nlow = 7.0", r"low and high of age = .* expected low below high"),
+        ("edges = [50]", "edges = [50, 40]", r"groups.age.edges = .* expected numbers that rise"),
         ("missing-flag = true", "missing_flag = true", r"missing_flag"),
         ('target = "died"', 'target = "age"', r"data.toml: target = 'age' is refused"),
         (
@@ -281,6 +288,10 @@ def test_contradictions_are_refused(tmp_path: Path, find: str, put: str, expecte
             r"proxy.csv: column 'died', line 2 and 19 more: none of the classes no, yes",
         ),
         (lambda table: table.head(0), r"proxy.csv has no records"),
+        (
+            lambda table: pd.concat([table, table["age"]], axis=1),
+            r"proxy.csv: there are 2 columns 'age': one is right",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_by_column_and_no_value_is_quoted(
@@ -291,6 +302,33 @@ def test_a_bad_file_is_refused_by_column_and_no_value_is_quoted(
     with pytest.raises(UserError, match=expected) as refusal:
         load_public(run)
     assert "SECRET" not in str(refusal.value)
+
+
+def test_files_as_windows_writes_them_say_the_same(tmp_path: Path) -> None:
+    run = write(tmp_path)
+    before = load_public(run).proxy.digest
+    for name in ("data.toml", "proxy.csv", "test.csv"):
+        body = (tmp_path / name).read_bytes().replace(b"\n", b"\r\n")
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + body)
+    assert load_public(run).proxy.digest == before
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_fields_are_parted_by_commas(tmp_path: Path, separator: str) -> None:
+    run = write(tmp_path)
+    frame(20, 2).to_csv(tmp_path / "proxy.csv", index=False, sep=separator)
+    with pytest.raises(UserError, match=r"proxy.csv: its first line is a single field: commas part fields"):
+        load_public(run)
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_in_a_simulation_a_site_that_the_pooled_file_never_names_is_a_mistake(
+    tmp_path: Path, public: bool
+) -> None:
+    text = POOLED.replace("[sites.north]", "[sites.nroth]")
+    run = write_pooled(tmp_path, text if public else text[: text.index("[public-sample]")])
+    with pytest.raises(UserError, match=r"data.toml: \[sites.nroth\] has no record: column 'hospital'"):
+        load_private(run, "south")
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

@@ -43,6 +43,13 @@ def test_an_empty_folder_may_be_used_and_one_with_anything_in_it_not(tmp_path):
         RunFolder.open(tmp_path / "file")
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is the folder that you are in"):
+        RunFolder.open(Path.cwd())
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_runs_never_write_to_the_same_place(tmp_path):
     with RunFolder.open(tmp_path / "run") as first:
         write(first)

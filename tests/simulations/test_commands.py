@@ -40,6 +40,21 @@ def start(folder: Path, *arguments: str, preexec_fn=heed_ctrl_c) -> "subprocess.
 
 # ---- What is refused ----
 
+
+def test_in_a_folder_that_is_gone_nothing_starts(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    run = subprocess.run(
+        ["sh", "-c", 'rmdir "$1" && exec "$2" -m grandrounds simulate', "-", str(gone), sys.executable],
+        cwd=gone,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2 and "the folder that you are in is gone" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 REFUSED = [
     ('num-rounds="3"', "num-rounds", "'3'", "a valid integer"),
     ("num-round=3", "num-round", "3", "did you mean num-rounds"),
