@@ -53,7 +53,7 @@ def hold(names: list[str], times: int, sites: int, rounds: int, seed: int, folde
         for name in names:
             if name in STRIKES:
                 run_kills(local, name, times, random, say, stage.studies)
-                deaths += times if STRIKES[name].ends_lessons else 0
+                deaths += times * STRIKES[name].custodians(sites)
         for one in stage.studies:
             stage.complete(one, resumes=MOST_RESUMES)
         for name in names:

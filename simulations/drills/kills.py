@@ -23,13 +23,13 @@ class Strike:
         what: Kills it; returns whether there was something to kill.
         pause: Seconds between two kills, at most, in which a study is under way.
         ends_server: Whether the study's server process dies of it, so that somebody must resume the study.
-        ends_lessons: Whether custodians die of it.
+        custodians: How many of so many sites' custodians die of it, each perhaps in a lesson.
     """
 
     what: Callable[[Local, Random], bool]
     pause: float = 15.0
     ends_server: bool = False
-    ends_lessons: bool = False
+    custodians: Callable[[int], int] = lambda sites: 0
 
 
 def run(
@@ -110,9 +110,9 @@ def _everything(local: Local, random: Random) -> bool:
 STRIKES = {
     "courier": Strike(_courier, 5.0),
     "supernode": Strike(_supernode),
-    "custodian": Strike(_program("custodian"), ends_lessons=True),
+    "custodian": Strike(_program("custodian"), custodians=lambda sites: 1),
     "superlink": Strike(_program("superlink")),
     "server": Strike(_server, 30.0, ends_server=True),
-    "power-cut": Strike(_everything, 40.0, ends_server=True, ends_lessons=True),
+    "power-cut": Strike(_everything, 40.0, ends_server=True, custodians=lambda sites: sites),
 }
 """By what dies; `power-cut` is everything at once."""
