@@ -313,7 +313,7 @@ def resume(
 
 def _run_to_its_end(opened: "Federation", config: "RunConfig", as_json: bool) -> None:
     from common.certificates import terms
-    from server.federation.studies import follow, goes_on, submit
+    from server.federation.studies import follow, goes_on, is_whole, submit
 
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
     _warn_of(opened, terms(opened.certificates()), messages)
@@ -321,11 +321,13 @@ def _run_to_its_end(opened: "Federation", config: "RunConfig", as_json: bool) ->
     messages.print(f"study {config.run_id} is Flower's run {run_id}", markup=False)
     ended = follow(opened, run_id)
     results = Path(config.out) / config.run_id
+    # A server process may die after its results are whole and before Flower is told.
+    completed = ended.completed or is_whole(results)
     if as_json:
-        _write_json(asdict(ended) | {"results": str(results) if ended.completed else None})
-    elif ended.completed:
+        _write_json(asdict(ended) | {"results": str(results) if completed else None})
+    elif completed:
         _show_results(results)
-    if not ended.completed:
+    if not completed:
         reason = ended.details or "no reason given"
         messages.print(
             f"study {config.run_id} ended as {ended.status}: {reason}", style="bold red", markup=False

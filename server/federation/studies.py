@@ -89,6 +89,14 @@ def goes_on(config: RunConfig) -> bool:
     return (working_folder(Path(config.out) / config.run_id) / CHECKPOINT).exists()
 
 
+def is_whole(results: Path) -> bool:
+    """Whether a folder holds the results of all rounds of a study."""
+    from common.summary import read
+
+    summary = results / "summary.json"
+    return summary.exists() and read(summary).status == "complete"
+
+
 def require_new(federation: Federation, config: RunConfig) -> None:
     """Refuse to begin a study under a name that has results, or a checkpoint.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.simulated import close_sites
 from common.datasets import load_public
 from common.errors import UserError
 from common.plan import Plan
@@ -16,8 +17,16 @@ from server.checkpoint import Progress, fingerprint, keep
 from server.federation import studies
 from server.federation.flower import nodes
 from server.federation.settings import Federation
-from server.federation.studies import broken_off, for_agreed_app, public_plan, require_new, study_config
+from server.federation.studies import (
+    broken_off,
+    for_agreed_app,
+    is_whole,
+    public_plan,
+    require_new,
+    study_config,
+)
 from server.methods import State
+from simulations.inprocess import run_inprocess
 
 from .conftest import settings
 
@@ -127,3 +136,16 @@ def test_an_agreed_app_of_another_version_gets_the_keys_it_knows_and_refuses_the
     assert for_agreed_app(older, study_config(older, named)).keys() == known.keys() - {"patience"}
     with pytest.raises(UserError, match="patience = 3 is refused"):
         for_agreed_app(older, study_config(older, [*named, "patience=3"]))
+
+
+def test_results_are_whole_once_every_round_is_in_them(tmp_path):
+    results = tmp_path / "trial"
+    assert not is_whole(results)
+    try:
+        run_inprocess({"out": str(tmp_path), "run-id": "trial", "num-rounds": 1}, 4)
+    finally:
+        close_sites()
+    assert is_whole(results)
+    summary = results / "summary.json"
+    summary.write_text(summary.read_text().replace('"status": "complete"', '"status": "incomplete"'))
+    assert not is_whole(results)
