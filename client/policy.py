@@ -11,12 +11,13 @@ request makes the site reckon for long.
 
 import os
 import pwd
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
@@ -145,13 +146,20 @@ class RepliesPolicy(Strict):
 class ServicePolicy(Strict):
     """Where the custodian listens (`client.service`)."""
 
-    listen: Annotated[str, Field(pattern=r"^(unix:.+|tcp:(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5})$")]
+    listen: str
     """`unix:path/of.sock`, or `tcp:127.0.0.1:port` with the three files below."""
     certificate: str = ""
     key: str = ""
     courier_authority: str = ""
     """Certificate of the authority that signed the courier's certificate."""
     largest_message_mib: Annotated[int, Field(ge=1, le=1024)] = 64
+
+    @field_validator("listen")
+    @classmethod
+    def _is_local(cls, listen: str) -> str:
+        if not re.fullmatch(r"unix:.+|tcp:(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}", listen):
+            raise ValueError("unix:PATH, or tcp:127.0.0.1:PORT")
+        return listen
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

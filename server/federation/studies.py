@@ -209,9 +209,12 @@ def for_agreed_app(federation: Federation, config: RunConfig) -> Mapping[str, Sc
 def _require_sites(federation: Federation, config: RunConfig) -> None:
     from common.datasets import sites
 
-    ours = federation.settings.sites
+    ours = [site for site in federation.settings.sites if site not in federation.revoked()]
     if strangers := [site.name for site in sites(config) if site.name not in ours]:
-        raise UserError(f"the study has the site {strangers[0]}; this federation has {', '.join(ours)}")
+        raise UserError(
+            f"the study has the site {strangers[0]}, and this federation has {', '.join(ours)}: give the "
+            "study's sites these names in its data description, or found a federation with the study's sites"
+        )
 
 
 def _environment(federation: Federation) -> dict[str, str]:
