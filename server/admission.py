@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
 
 from common.envelope import unseal
@@ -65,6 +66,11 @@ REFUSED = "refused: "
 FOREIGN_NODE = "foreign-node"
 """The one rule of the coordinator's own: a site's name from a node that isn't the site's."""
 RULES = {FOREIGN_NODE, *(rule.label for rule in Rule)}
+
+
+GONE = "its node is gone"
+AWAY = {ErrorCode.NODE_UNAVAILABLE: GONE, ErrorCode.CLIENT_APP_CRASHED: "its client app was killed"}
+"""By Flower's error codes: why a site doesn't answer that may be back in a minute."""
 
 
 def rule_in(reason: str) -> str | None:
@@ -145,7 +151,8 @@ def answer_in(reply: Message) -> Answer:
     """Read whatever a site answered; raises `NotAdmitted`."""
     if reply.has_error():
         # The text of the error comes from the site's process: its code is enough.
-        raise NotAdmitted(f"its client app failed (Flower's error code {reply.error.code})")
+        code = reply.error.code
+        raise NotAdmitted(AWAY.get(code, f"its client app failed (Flower's error code {code})"))
     try:
         answer = decode_answer(unseal(reply.content))
     except MessageError as error:

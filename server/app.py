@@ -110,7 +110,7 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
         agreed = {site.name: site.declared_size for site in sites(config)}
         owners = partial(read_owners, Path(config.node_owners)) if config.node_owners else None
         roll = Roll(grid, public.proxy, plan, agreed, progress.record.plans, owners)
-        roll.call(config.round_timeout)
+        roll.call(config.round_timeout, config.min_sites)
         require_sites(config, "roll call", roll.members, roll.absent)
         journal, stragglers = Journal(folder, config, plan, progress.record, metrics), Stragglers()
         for round_number in range(progress.held + 1, plan.rounds + 1):

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from common.envelope import DELIVER, LEARN, seal
 from common.messages import NO_HEAD, Answer, Receipt, Task
-from server.admission import Admitted, Member, NotAdmitted, admit, answer_in
+from server.admission import GONE, Admitted, Member, NotAdmitted, admit, answer_in
 from server.aggregation import Contribution
 
 LONGEST_PAUSE = 0.5
@@ -59,7 +59,7 @@ def ask_round(
         {message_id: by_node[node] for message_id, node in node_of.items()},
         hear,
     )
-    gone = {by_node[node].site: "its node is gone" for node in by_node.keys() - node_of.values()}
+    gone = {by_node[node].site: GONE for node in by_node.keys() - node_of.values()}
     unanswered = {message_id: by_node[node].site for message_id, node in waiting.items()}
     return replace(admitted, left_out={**admitted.left_out, **gone}, unanswered=unanswered)
 

@@ -11,6 +11,7 @@ keeps that plan to the end of the run, whatever it says later.
 Where keys tell whose a node is (`server.node_owners`), a name is taken from its own site's node only.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -21,8 +22,11 @@ from common.errors import UserError
 from common.messages import Answer, Greeting, Offer, Receipt
 from common.plan import Plan
 from common.proxy import Proxy
-from server.admission import FOREIGN_NODE, REFUSED, Member
+from server.admission import AWAY, FOREIGN_NODE, GONE, REFUSED, Member
 from server.correspondence import answers_to, connected, in_words, send
+
+REST = 3.0
+"""Seconds before a site that died is greeted again."""
 
 MOST_DELIVERIES = 3
 """A node that so often didn't take the proxy is left in peace: it is the one letter that is large."""
@@ -58,16 +62,27 @@ class Roll:
     _failures: dict[int, int] = field(default_factory=dict)
     _owner_of: Mapping[int, str] = field(default_factory=dict)
 
-    def call(self, timeout: float) -> None:
+    def call(self, timeout: float, needed: int = 0) -> None:
         """Greet whoever isn't a member yet, wait up to `timeout` seconds, and enrol who may take part.
 
-        A first call also waits for nodes to connect; a later one has `timeout` 0.
+        A first call also waits for nodes to connect and, until as many sites as `needed` are members, for
+        those that died when they were greeted: Flower takes a node for present until a minute after its
+        death. A later call has `timeout` 0.
         """
+        deadline = time.monotonic() + timeout
+        self._greet(timeout)
+        while len(self.members) < needed and not {*AWAY.values()}.isdisjoint(self.absent.values()):
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            time.sleep(min(REST, left))
+            self._greet(left)
+
+    def _greet(self, timeout: float) -> None:
         earlier, self.absent = self.absent, {}
         self._owner_of = self.owners() if self.owners else {}
         nodes = connected(self.grid, len(self.agreed) if timeout else 0)
         for site in [name for name, member in self.members.items() if member.node_id not in nodes]:
-            self.absent[site] = "its node is gone"
+            self.absent[site] = GONE
         known = {member.node_id for member in self.members.values()} | {*self._letters.values()}
         strangers = [
             node for node in nodes if node not in known and self._failures.get(node, 0) < MOST_DELIVERIES

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from hypothesis import given
 from hypothesis import strategies as st
 
+import server.roll
 from common.config import RunConfig
 from common.envelope import seal, unseal
 from common.messages import Greeting, Offer, Receipt, Refusal, Rule
@@ -19,7 +20,7 @@ from common.preprocessing import NumericSpec, Preprocessing
 from common.proxy import Proxy
 from common.records import Records
 from server import correspondence
-from server.admission import Member, rule_in
+from server.admission import AWAY, Member, rule_in
 from server.roll import MOST_DELIVERIES, Roll
 from server.weights import weights_of
 from simulations import inprocess
@@ -31,6 +32,7 @@ PREPROCESSING = Preprocessing.fit(RECORDS, [NumericSpec(name="a")], ("no", "yes"
 PROXY = Proxy(PREPROCESSING, PREPROCESSING.encode(RECORDS).x, PREPROCESSING.encode(RECORDS).y)
 PLAN = plan_of(RunConfig(), study="s", proxy_digest=PROXY.digest, classes=2)
 AGREED = {f"site-{k}": 10 * (k + 1) for k in range(3)}
+OWNERS = {FIRST_NODE_ID + k: site for k, site in enumerate(AGREED)}
 
 
 class Sites(ClientApp):
@@ -41,6 +43,7 @@ class Sites(ClientApp):
         self.informed: set[int] = set()
         self.mute: set[int] = set()
         self.broken: set[int] = set()
+        self.dying: dict[int, list[int]] = {}
         self.names: dict[int, str] = {}
         self.caps = dict.fromkeys(range(3), (1.0, 200))
         self.sent: list[tuple[str, int]] = []
@@ -48,6 +51,8 @@ class Sites(ClientApp):
     def __call__(self, message: Message, context) -> Message:
         place, kind = int(context.node_config["partition-id"]), message.metadata.message_type
         self.sent.append((kind, place))
+        if self.dying.get(place):
+            return Message(Error(self.dying[place].pop(), "died"), reply_to=message)
         if place in self.mute:
             message.metadata.__dict__["_message_id"] = "another"
         if kind == "query.offer":
@@ -162,6 +167,34 @@ def test_the_first_call_waits_no_longer_than_its_timeout_and_later_ones_not_at_a
 
     with_grid(body, sites)
     assert len(sites.sent) == 3  # a letter that is open is not written again
+
+
+@pytest.mark.parametrize("code", AWAY)
+def test_a_site_that_dies_when_it_is_greeted_is_waited_for_if_it_is_needed(gathering, monkeypatch, code):
+    monkeypatch.setattr(server.roll, "REST", 0.01)
+    sites = Sites()
+
+    def body(grid: Grid) -> None:
+        for deaths, needed, come in ((2, 3, 3), (2, 2, 2), (1000, 3, 2)):
+            sites.dying = {1: [code] * deaths}
+            roll = Roll(grid, PROXY, PLAN, AGREED, owners=lambda: OWNERS)
+            roll.call(0.5, needed)
+            assert len(roll.members) == come
+            assert roll.absent == ({} if come == 3 else {"site-1": AWAY[code]})
+
+    with_grid(body, sites)
+
+
+def test_who_refuses_is_not_waited_for(gathering):
+    sites = Sites()
+    sites.broken = {1}
+
+    def body(grid: Grid) -> None:
+        roll, began = Roll(grid, PROXY, PLAN, AGREED), time.monotonic()
+        roll.call(60.0, 3)
+        assert len(roll.members) == 2 and time.monotonic() - began < 10
+
+    with_grid(body, sites)
 
 
 # ---- Later calls ----
