@@ -209,7 +209,7 @@ def for_agreed_app(federation: Federation, config: RunConfig) -> Mapping[str, Sc
 def _require_sites(federation: Federation, config: RunConfig) -> None:
     from common.datasets import sites
 
-    ours = [site for site in federation.settings.sites if site not in federation.revoked()]
+    ours = federation.settings.sites  # revoked ones too: a study goes on without them
     if strangers := [site.name for site in sites(config) if site.name not in ours]:
         raise UserError(
             f"the study has the site {strangers[0]}, and this federation has {', '.join(ours)}: give the "

@@ -39,11 +39,11 @@ Grid = Mapping[str, tuple[Scalar, ...]]
 
 STEP, ROUNDS = "privacy.step-size", "num-rounds"
 GRIDS: Mapping[str, Grid] = {
-    "fedmd": {"privacy.steps-per-round": (1, 3), STEP: (0.5, 1.0, 2.0, 4.0)},
-    "ds-fl": {STEP: (1.0, 2.0, 4.0), "aggregation.temperature": (0.1, 0.3, 1.0)},
-    "fedauxfdp": {"student.weight-decay": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)},
-    "dp-fedavg": {"privacy.steps-per-round": (1, 3), STEP: (0.5, 1.0, 2.0, 4.0, 8.0)},
-    "dp-fedsgd": {ROUNDS: (1.0, 2.0, 3.0), STEP: (0.5, 1.0, 2.0)},
+    "fedmd": {"privacy.steps-per-round": (1, 3, 5), STEP: (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)},
+    "ds-fl": {STEP: (1.0, 2.0, 4.0, 8.0), "aggregation.temperature": (0.03, 0.1, 0.3, 1.0)},
+    "fedauxfdp": {"student.weight-decay": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)},
+    "dp-fedavg": {"privacy.steps-per-round": (1, 3, 5), STEP: (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)},
+    "dp-fedsgd": {ROUNDS: (1.0, 2.0, 3.0, 5.0), STEP: (0.25, 0.5, 1.0, 2.0)},
 }
 """What is tried by method, beside its usual settings. Step sizes, and DP-FedSGD's rounds, are in multiples of
 the run's own."""

@@ -22,6 +22,9 @@ def test_a_project_that_is_not_there_is_missed_in_plain_words(tmp_path: Path) ->
     for package in ("common", "server"):
         shutil.copytree(here / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "someone-elses"\n')
+    metadata = tmp_path / "grandrounds-1.dist-info" / "METADATA"  # of an installation from nowhere known
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: grandrounds\nVersion: 1\n")
     script = "from server.federation.bundle import find_project; find_project()"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
