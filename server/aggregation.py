@@ -103,9 +103,9 @@ LARGEST = 2.0**18
 class OrderFreeSum:
     """Σ of arrays whose result doesn't depend on the order of the terms.
 
-    Each term is rounded to multiples of 2⁻³² (an error below 1.2·10⁻¹⁰), whose sums float64 holds exactly up
-    to 2²⁰. Rounding to a common grid is the first step of reproducible summation (Demmel and Nguyen 2013,
-    doi:10.1109/ARITH.2013.9).
+    Each term, a product in the precision of its values, is rounded to multiples of 2⁻³² (an error below
+    1.2·10⁻¹⁰ beside the product's own), whose sums float64 holds exactly up to 2²⁰. Rounding to a common grid
+    is the first step of reproducible summation (Demmel and Nguyen 2013, doi:10.1109/ARITH.2013.9).
     """
 
     def __init__(self) -> None:
