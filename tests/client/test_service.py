@@ -7,7 +7,6 @@ import signal
 import socket
 import sqlite3
 import stat
-import statistics
 import subprocess
 import threading
 import time
@@ -267,17 +266,15 @@ def test_a_policy_that_others_can_write_is_not_served(hospital):
 def test_under_its_supervisor_it_answers_again_within_two_seconds_of_a_kill(hospital):
     with supervised(hospital) as current:
         acquainted(hospital)
-        took = []
         for _ in range(5):
             process = current()
             began = time.monotonic()
             process.kill()
             process.wait()
             while not hospital.is_healthy(0.2):
-                assert time.monotonic() - began < 20.0
+                assert time.monotonic() - began < 2.0
             price(hospital, hospital.plan().canonical())
-            took.append(time.monotonic() - began)
-        assert statistics.median(took) < 2.0, took  # one may meet a machine that is busy with something else
+            assert time.monotonic() - began < 2.0
 
 
 @contextlib.contextmanager
