@@ -40,14 +40,21 @@ def scores(logits_NC: NDArray[np.floating], labels_N: NDArray[np.integer]) -> di
     judged_NC, truth_N = logits_NC[labelled_N].astype(np.float64), labels_N[labelled_N]
     if not len(truth_N):
         return {}
-    log_probability_NC = log_soft_labels(judged_NC, 1.0)
     found = {
         "accuracy": float(accuracy_score(truth_N, judged_NC.argmax(axis=1))),
-        "log_loss": float(-log_probability_NC[np.arange(len(truth_N)), truth_N].mean()),
+        "log_loss": float(log_losses(judged_NC, truth_N).mean()),
     }
     if len(np.unique(truth_N)) == judged_NC.shape[1]:
         found["auroc"] = float(np.mean([_auroc(judged_NC, truth_N, c) for c in range(judged_NC.shape[1])]))
     return found
+
+
+def log_losses(logits_NC: NDArray[np.floating], labels_N: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Each labelled case's log-loss, in nats."""
+    labelled_N = labels_N >= 0
+    judged_NC, truth_N = logits_NC[labelled_N].astype(np.float64), labels_N[labelled_N]
+    losses_N: NDArray[np.float64] = -log_soft_labels(judged_NC, 1.0)[np.arange(len(truth_N)), truth_N]
+    return losses_N
 
 
 def _auroc(logits_NC: NDArray[np.float64], labels_N: NDArray[np.integer], c: int) -> float:

@@ -89,12 +89,11 @@ def _train(name: str, features: Features, proxy: Proxy) -> nn.Module:
     network = build(name, features.shape, len(proxy.preprocessing.classes), seed)
     trunk, head = trunk_of(network), head_of(network)
     seen_V, deep = features.transform(views_V), trunk
-    target, matched_VT = features, seen_V
-    if features.kind == "none":
-        target = fit_features(_matched_kind(shape), proxy.x, MATCHED, 0)
-        matched_VT = target.transform(views_V)
+    raw = features.kind == "none"
+    target = fit_features(_matched_kind(shape), proxy.x, MATCHED, 0) if raw else features
+    matched_VT = target.transform(views_V) if raw else seen_V
     variance_T = matched_VT[: len(cases_N)].var(dim=0)
-    matched_VT = matched_VT / (variance_T if target is not features else variance_T.mean()).sqrt()
+    matched_VT = matched_VT / (variance_T if raw else variance_T.mean()).sqrt()
     if isinstance(trunk, nn.Sequential) and isinstance(trunk[0], MeanOfPieces):
         seen_V, deep = _take_over_words(trunk[0], target, seen_V), trunk[1:]
     label_N = torch.from_numpy(np.array(proxy.y))
@@ -112,8 +111,8 @@ def _train(name: str, features: Features, proxy: Proxy) -> nn.Module:
             value = value + SHARE_OF_LABELS * cross_entropy(head(deep(seen_V[case_B])), label_N[case_B])
         return value
 
-    steps = STEPS if features.kind == "none" else STEPS_BEHIND_FEATURES
-    _minimise(loss, [*deep.parameters(), *head.parameters(), *regressor.parameters()], steps)
+    parameters = [*deep.parameters(), *head.parameters(), *regressor.parameters()]
+    _minimise(loss, parameters, STEPS if raw else STEPS_BEHIND_FEATURES)
     return trunk.requires_grad_(False).eval()
 
 

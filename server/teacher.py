@@ -31,7 +31,7 @@ from common.distillation import (
 )
 from common.errors import ConfigError
 from common.losses import log_soft_labels
-from common.metrics import scores
+from common.metrics import log_losses, scores
 from common.models import ModelCard, ModelFileError, load_weights, model_bytes, read_card
 from common.proxy import Proxy
 from common.records import Cases
@@ -116,15 +116,17 @@ class Teacher:
         """Train on the labelled proxy cases; with `choose`, validation may take another weight decay."""
         labelled = np.flatnonzero(self.proxy.y >= 0)
         phi, y_N = self.learner.phi_public(self.proxy.x[labelled]), self.proxy.y[labelled]
+        if not choose:
+            fit_labels(self.learner, phi, y_N, self.settings, self.seed)
+            return
         untaught, learned = self.learner.state(), dict[float, tuple[NDArray[np.float64], bytes]]()
         own = self.settings.weight_decay
-        for decay in decays_beside(own) if choose else [own]:
+        for decay in decays_beside(own):
             self.learner.restore(untaught)
             settings = self.settings.model_copy(update={"weight_decay": decay})
             fit_labels(self.learner, phi, y_N, settings, self.seed)
-            if not choose:
-                return
-            learned[decay] = self._validation_losses(), self.learner.state()
+            losses_V = log_losses(self.learner.logits(self.phi_validation), self.public.validation.y)
+            learned[decay] = losses_V, self.learner.state()
         best = min(learned, key=lambda decay: learned[decay][0].mean())
         gain_V = learned[own][0] - learned[best][0]
         surely = gain_V.mean() > gain_V.std() / np.sqrt(len(gain_V))
@@ -179,15 +181,6 @@ class Teacher:
     def validation_scores(self) -> dict[str, float]:
         """Scores on the public validation cases: for choices."""
         return _scored(self.learner, self.phi_validation, self.public.validation)
-
-    def _validation_losses(self) -> NDArray[np.float64]:
-        """Log-loss of each labelled validation case."""
-        labelled = np.flatnonzero(self.public.validation.y >= 0)
-        logits_VC = self.learner.logits(self.phi_validation)[labelled].astype(np.float64)
-        losses_V: NDArray[np.float64] = -log_soft_labels(logits_VC, 1.0)[
-            np.arange(len(labelled)), self.public.validation.y[labelled]
-        ]
-        return losses_V
 
     def test_scores(self) -> dict[str, float]:
         """Scores on the public test cases: for the report."""

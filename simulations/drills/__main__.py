@@ -30,7 +30,9 @@ from simulations.drills.local import heart_study, local_federation
 from simulations.drills.moves import MOVES
 from simulations.drills.verdict import Verdict, judge
 
-DRILLS = (*STRIKES, *MOVES, *CONDITIONS)
+SCENES = MOVES | CONDITIONS
+"""What is held once, by name, however many times others kill."""
+DRILLS = (*STRIKES, *SCENES)
 MOST_RESUMES = 5
 """Of a study in which something was killed, once nothing is killed any more."""
 
@@ -57,8 +59,8 @@ def hold(names: list[str], times: int, sites: int, rounds: int, seed: int, folde
         for one in stage.studies:
             stage.complete(one, resumes=MOST_RESUMES)
         for name in names:
-            if name in CONDITIONS | MOVES:
-                (CONDITIONS | MOVES)[name](stage)
+            if name in SCENES:
+                SCENES[name](stage)
         verdict = judge(local, stage.studies, deaths)
         return replace(verdict, findings=(*stage.findings, *verdict.findings))
 

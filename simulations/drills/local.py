@@ -9,7 +9,6 @@ Programs are started again when they end, as the units in kits do.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from common.run_config_files import as_toml
 from common.runs import CHECKPOINT, working_folder
 from common.site_files import own_program
 from server.federation import flower
+from server.federation.processes import nginx
 from server.federation.provisioning import Made, found_federation
 from server.federation.settings import Federation, Settings, open_federation
 from simulations.drills.network import Network
@@ -41,7 +41,7 @@ PATIENCE = 300.0
 """Seconds for programs to be there."""
 HEADROOM = 3.0
 """Each site's cap on a run's ε, over the study's: room for tasks that are charged again after a death."""
-NGINX = shutil.which("nginx")
+NGINX = nginx()
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -111,17 +111,13 @@ class Local:
 
     def run_coordinator(self) -> None:
         """Start the coordinator's programs and tell the SuperLink the sites' keys."""
-        for part in ("superlink", "superexec"):
-            self._run(part, COORDINATOR, [*own_program(), "federation", part, str(self.federation.path)])
-        if NGINX:
-            self.run_gateway()
+        self.run_front()
+        self._run_part("superexec")
         self.await_superlink()
 
     def run_front(self) -> None:
         """Start what sites meet of the coordinator, the SuperLink and the gateway, and don't wait for it."""
-        self._run(
-            "superlink", COORDINATOR, [*own_program(), "federation", "superlink", str(self.federation.path)]
-        )
+        self._run_part("superlink")
         if NGINX:
             self.run_gateway()
 
@@ -132,9 +128,7 @@ class Local:
             files = ["-p", folder, "-e", "logs/nginx.log", "-c", "nginx.conf", "-g", "daemon off;"]
             self._run("gateway", COORDINATOR, [NGINX, *files])
             return
-        self._run(
-            "superlink", COORDINATOR, [*own_program(), "federation", "superlink", str(self.federation.path)]
-        )
+        self._run_part("superlink")
         self.await_superlink()
 
     def lose_coordinator(self) -> None:
@@ -221,6 +215,9 @@ class Local:
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name.replace(' ', '-')}.log"
+
+    def _run_part(self, part: str) -> None:
+        self._run(part, COORDINATOR, [*own_program(), "federation", part, str(self.federation.path)])
 
     def _run(self, name: str, place: str, command: Sequence[str]) -> None:
         program = Program(self._at(place, command), self._log(name), self._environment(place))
