@@ -92,8 +92,8 @@ def _train(name: str, features: Features, proxy: Proxy) -> nn.Module:
     raw = features.kind == "none"
     target = fit_features(_matched_kind(shape), proxy.x, MATCHED, 0) if raw else features
     matched_VT = target.transform(views_V) if raw else seen_V
-    variance_T = matched_VT[: len(cases_N)].var(dim=0)
-    matched_VT = matched_VT / (variance_T if raw else variance_T.mean()).sqrt()
+    shown_NT = matched_VT[: len(cases_N)]
+    matched_VT = matched_VT / (shown_NT.std(dim=0) if raw else shown_NT.var(dim=0).mean().sqrt())
     if isinstance(trunk, nn.Sequential) and isinstance(trunk[0], MeanOfPieces):
         seen_V, deep = _take_over_words(trunk[0], target, seen_V), trunk[1:]
     label_N = torch.from_numpy(np.array(proxy.y))
