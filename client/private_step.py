@@ -103,6 +103,13 @@ class Units:
         start, count = self.start_U[taken_U], self.count_U[taken_U]
         return self.order_N[start + randomness.choice(count)] if len(count) else np.empty(0, dtype=np.int64)
 
+    def batch(self, randomness: PrivateRandomness, sample_rate: float) -> tuple[Tensor, Tensor]:
+        """Draw one step's features and labels."""
+        if sample_rate == 1 and len(self.count_U) == len(self.order_N):
+            return self.phi_ND, self.y_N  # everybody, with their only record: nothing is drawn or copied
+        batch = torch.from_numpy(self.sample(randomness, sample_rate))
+        return self.phi_ND[batch], self.y_N[batch]
+
 
 class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus's optimizer for gradients that were clipped already, with noise from the site's own stream."""
@@ -115,9 +122,9 @@ class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             optimizer,
             noise_multiplier=settings.noise_multiplier,
             max_grad_norm=settings.clipping_norm,
-            # Opacus types it as an int, only ever divides by it, and rounding it would tie q to m.
+            # Opacus types it as an int; rounding it would tie q to m.
             expected_batch_size=settings.sample_rate * settings.declared_size,
-            loss_reduction="mean",
+            loss_reduction="sum",  # `add_noise` makes it the mean, of all parameters at once
         )
         self.randomness = randomness
         self.clipped_sums: list[Tensor] = []
@@ -128,12 +135,15 @@ class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             parameter.summed_grad = clipped_sum
 
     def add_noise(self) -> None:
-        """Add σ·C times hardened Gaussians to the clipped sum."""
-        for parameter in self.params:
-            draws = self.randomness.gaussian(parameter.numel()) * (self.noise_multiplier * self.max_grad_norm)
-            # Added in float64 and rounded once: a float32 sum would keep its lattice under any noise.
-            noised = parameter.summed_grad.double().reshape(-1) + torch.from_numpy(draws)
-            parameter.grad = noised.reshape(parameter.shape).to(parameter.dtype)
+        """Hide the clipped sums, as one vector, under noise of deviation σ·C, and divide by q·m."""
+        whole = torch.cat([parameter.summed_grad.reshape(-1) for parameter in self.params])
+        deviation = self.noise_multiplier * self.max_grad_norm
+        mean = torch.from_numpy(self.randomness.noised(whole.numpy(), deviation)).div_(
+            self.expected_batch_size
+        )
+        pieces = mean.split([parameter.numel() for parameter in self.params])
+        for parameter, piece in zip(self.params, pieces, strict=True):
+            parameter.grad = piece.view(parameter.shape).to(parameter.dtype)
 
 
 class OpacusHooks:
@@ -265,14 +275,12 @@ def private_steps(
     clipping = Clipping(head, loss, settings.clipping_norm, units.phi_ND.shape[1:])
     try:
         for _ in range(steps):
-            batch = torch.from_numpy(units.sample(randomness, settings.sample_rate))
+            batch = units.batch(randomness, settings.sample_rate)
             # An empty draw still takes its noisy step: skipping it would show that nobody was sampled.
-            pieces = batch.tensor_split(max(1, -(-len(batch) // MICRO_BATCH)))
-            optimizer.clipped_sums = added(
-                clipping(units.phi_ND[piece], units.y_N[piece]) for piece in pieces
-            )
+            count = max(1, -(-len(batch[1]) // MICRO_BATCH))
+            pieces = zip(*(part.tensor_split(count) for part in batch), strict=True)
+            optimizer.clipped_sums = added(clipping(*piece) for piece in pieces)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
     finally:
         clipping.close()
         for parameter in parameters:

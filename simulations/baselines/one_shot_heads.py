@@ -149,4 +149,4 @@ def _rows(phi_ND: Tensor) -> Floats:
 
 
 def _noised(fitted: Floats, deviation: float, randomness: PrivateRandomness) -> Floats:
-    return np.asarray(fitted + deviation * randomness.gaussian(fitted.size).reshape(fitted.shape))
+    return np.asarray(randomness.noised(fitted.reshape(-1), deviation).reshape(fitted.shape), np.float64)

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -97,10 +98,11 @@ def kinds(name: str, batch: int) -> dict[str, Steps]:
             loss(plain(phi_N[everybody]), y_N[everybody]).backward()
             sgd.step()
 
+    nothing_P = np.zeros(sum(parameter.numel() for parameter in plain.parameters()), dtype=np.float32)
+
     def noise(count: int) -> None:
         for _ in range(count):
-            for parameter in plain.parameters():
-                randomness.gaussian(parameter.numel())
+            randomness.noised(nothing_P, 1.0)
 
     return {
         "plain": plain_steps,

@@ -1,5 +1,7 @@
 """The private step is the mechanism on paper: clip each example, sum, add noise, divide by declared size."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -130,20 +132,20 @@ def test_adding_a_unit_moves_the_sum_by_at_most_the_clipping_norm():
     assert torch.sqrt(sum(part.square().sum() for part in moved)).item() <= 0.2 * (1 + 1e-4)
 
 
-def test_the_released_sum_lies_on_no_lattice_of_its_own():
-    # Noise near −0.25 has float32 neighbours at least 2^-26 apart. Were it added to a sum of 0.25 in float32,
-    # every result near zero would be a multiple of that, and show that somebody is there.
-    step = silent(noise_multiplier=1.0, clipping_norm=0.3, declared_size=1, step_size=1.0)
-    model = nn.Linear(5, 60_000)
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
+@settings(deadline=None, max_examples=20)
+@given(value=st.floats(-0.25, 0.25, width=32), sigma=st.sampled_from([0.7, 1.0, 30.0]))
+def test_a_noised_sum_lies_on_the_grid_of_the_noise_whatever_it_was(value, sigma):
+    step = silent(noise_multiplier=sigma, clipping_norm=0.5, declared_size=4, step_size=1.0)
+    model = nn.Linear(5, 300)
     optimizer = SiteOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), step, PrivateRandomness())
-    model.bias.summed_grad = torch.full_like(model.bias, 0.25)
-    model.weight.summed_grad = torch.zeros_like(model.weight)
+    for parameter in model.parameters():
+        parameter.summed_grad = torch.full_like(parameter, value)
     optimizer.add_noise()
-    small = model.bias.grad[model.bias.grad.abs() < 2.0**-6].double() * 2.0**26
-    assert len(small) > 100
-    assert (small != small.round()).double().mean() > 0.5
+    grid = 2.0 ** (math.floor(math.log2(sigma * 0.5)) - 10)
+    for parameter in model.parameters():
+        steps = parameter.grad.double() * 4 / grid
+        assert (steps == steps.round()).all()
+        assert steps.unique().numel() > 100
 
 
 class Folding(nn.Module):
