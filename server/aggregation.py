@@ -95,43 +95,49 @@ def aggregate(rule: str, contributions: Iterable[Contribution], moment: Moment) 
 
 
 GRID = 2.0**-32
-_ROUNDER = 1.5 * 2.0**52 * GRID
-"""Adding it rounds a float64 below 2^19 to a multiple of `GRID`, and subtracting it is exact."""
 LARGEST = 2.0**18
+_OFFSET = 1.5 * 2.0**52 * GRID
+"""Float64 numbers within 2¹⁹ of it are multiples of `GRID`; one n steps away has its own bits plus n."""
+_OFFSET_BITS = int(np.float64(_OFFSET).view(np.uint64))
 
 
 class OrderFreeSum:
     """Σ of arrays whose result doesn't depend on the order of the terms.
 
-    Each term, a product in the precision of its values, is rounded to multiples of 2⁻³² (an error below
-    1.2·10⁻¹⁰ beside the product's own), whose sums float64 holds exactly up to 2²⁰. Rounding to a common grid
-    is the first step of reproducible summation (Demmel and Nguyen 2013, doi:10.1109/ARITH.2013.9).
+    Each term is rounded to multiples of 2⁻³² (an error of at most 1.2·10⁻¹⁰), which are added as integers.
+    Rounding to a common grid is the first step of reproducible summation (Demmel and Nguyen 2013,
+    doi:10.1109/ARITH.2013.9). The rounding is done by adding `_OFFSET`, and the integers are read off the
+    bits of what comes of it: a term costs a product and two additions.
     """
 
     def __init__(self) -> None:
         """Begin at nothing."""
-        self._total: Floats | None = None
+        self._bits: NDArray[np.uint64] | None = None
         self._term: Floats | None = None
+        self._terms = 0
 
     def add(self, factor: float | Floats, values: NDArray[np.floating]) -> None:
         """Add factor · values, with values cut to ±2¹⁸. The factors of all terms add up to at most 1."""
-        if self._total is None:
-            self._total, self._term = np.zeros(values.shape), np.empty(values.shape)
+        if self._bits is None:
+            self._bits, self._term = np.zeros(values.shape, np.uint64), np.empty(values.shape)
         assert self._term is not None
         flat = values.reshape(-1)
         if not flat @ flat < LARGEST**2:  # one fast pass; most often no value can be too large
             values = np.clip(values, -LARGEST, LARGEST)
-        np.multiply(values, factor, out=self._term)
-        self._term += _ROUNDER
-        self._term -= _ROUNDER
-        self._total += self._term
+        np.copyto(self._term, values)  # before the product, which would be float32 otherwise, and slower
+        self._term *= factor
+        self._term += _OFFSET
+        self._bits += self._term.view(np.uint64)
+        self._terms += 1
 
     @property
     def total(self) -> Floats:
         """The sum so far; raises `ValueError` if there is none."""
-        if self._total is None:
+        if self._bits is None:
             raise ValueError("an ensemble needs at least one contribution")
-        return self._total
+        steps = self._bits - np.uint64(self._terms * _OFFSET_BITS % 2**64)  # integers modulo 2⁶⁴
+        total: Floats = steps.view(np.int64) * np.float64(GRID)
+        return total
 
 
 class Mean:

@@ -181,7 +181,7 @@ def test_an_order_free_sum_is_exact_on_its_grid(ensemble, seed):
     total = OrderFreeSum()
     for factor, values in terms:
         total.add(factor, values)
-    naive = sum(np.multiply(values, factor).astype(np.float64) for factor, values in terms)
+    naive = sum(values.astype(np.float64) * factor for factor, values in terms)
     assert np.abs(total.total - naive).max() <= len(terms) * GRID / 2 + 1e-15
     steps = total.total / GRID
     assert (steps == np.rint(steps)).all()
