@@ -5,6 +5,7 @@ uses, since `flwr supernode list` doesn't show which node is whose. Studies are 
 """
 
 import contextlib
+import fcntl
 import ssl
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from common.runs import disk_errors
 from server import flower_programs
 from server.federation.settings import REVOKED, Federation
 from server.flower_programs import program
@@ -128,11 +130,20 @@ def register_nodes(federation: Federation) -> list[str]:
     """See that the SuperLink knows the sites' public keys and no others; return the sites that are new to it.
 
     A revoked site's key and one that another kit has replaced are taken back. Whose each node is then, is
-    written down for studies, also for one that is under way.
+    written down for studies, also for one that is under way. Two commands that do this at once take turns.
 
     Raises:
         UserError: if it can't be reached or refuses, or the file can't be written.
     """
+    turn = federation.state / "nodes.lock"
+    with disk_errors(turn):
+        lock = turn.open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _register_nodes(federation)
+
+
+def _register_nodes(federation: Federation) -> list[str]:
     from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
     revoked = federation.revoked()

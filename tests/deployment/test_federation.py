@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,8 +36,9 @@ from common.run_config_files import as_toml
 from common.runs import working_folder
 from common.summary import read
 from server.federation.authority import Credentials, certify_courier, found_authority
-from server.federation.flower import nodes, runs
+from server.federation.flower import nodes, register_nodes, runs
 from server.federation.settings import Federation, open_federation
+from server.node_owners import read_owners
 from server.results import ROUNDS
 from simulations.inprocess import run_inprocess
 
@@ -389,6 +391,17 @@ def test_a_courier_that_answers_under_another_sites_name_is_refused_by_a_rule(de
         knocks(deployed, name, door=name)
     await_true("all are back", lambda: {one.status for one in nodes(federation)} == {"online"})
     assert {one.site: one.node_id for one in nodes(federation)} == numbers  # a key keeps its node's number
+
+
+def test_commands_that_register_nodes_at_once_take_turns(deployed):
+    """No study ever reads whose nodes are whose from a file that two of them wrote."""
+    federation, before = deployed.federation, read_owners(deployed.federation.node_owners)
+    with ThreadPoolExecutor(4) as pool:
+        told = [pool.submit(register_nodes, federation) for _ in range(12)]
+        while not all(one.done() for one in told):
+            assert read_owners(federation.node_owners) == before
+    assert [one.result() for one in told] == [[]] * 12  # no site was new
+    assert read_owners(federation.node_owners) == before
 
 
 def living_in(folder: Path) -> dict[int, str]:
