@@ -12,7 +12,7 @@
 The *floor* is plain and noise together: no private step can do less, however it clips. The noise costs as
 much for a batch of ten as for one of ten thousand, and some twenty times what a plain optimizer spends on a
 weight; so for a small batch the floor of a wide layer is high. What a private step takes above its floor is
-norms, weighting and, where the model is tiny, the calls themselves: some four times as many.
+norms, weighting and, where the model is tiny, the calls themselves: several times as many.
 
 Time is the processor's, not the wall's. The kinds take turns, and each number is the median over the turns.
 Memory is what a process grows by for model, data and two steps, after a step with a small batch; each kind
