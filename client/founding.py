@@ -53,7 +53,11 @@ def found(folder: Path, choices: Choices) -> Path:
         expected = f"at most lifetime-epsilon = {choices.lifetime_epsilon:g}"
         raise ConfigError("the new site", "budget.run-epsilon", choices.run_epsilon, expected)
     data = Path(os.path.normpath(folder.resolve() / choices.description))  # the folder may not be there yet
-    require_patients(data, read_description(data), choices.unit)
+    described = read_description(data)
+    require_patients(data, described, choices.unit)
+    if choices.site not in described.sites:
+        there = ", ".join(described.sites) or "no site"
+        raise UserError(f"{data}: expected a section [sites.{choices.site}]; there is {there}")
     policy, key = folder / "site.toml", folder / "site.key"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)  # its group may reach the socket
