@@ -5,10 +5,10 @@ system for every task and never stores it; a simulation may derive the key from 
 results. Opacus's own secure mode needs a package that can no longer be installed, so its hardening is done
 here, by other means. A floating-point Gaussian betrays what it was added to through the gaps between the
 numbers that can come out (Mironov 2012, "On significance of the least significant bits for differential
-privacy"). So a noised sum is rounded, as he proposes, to a grid that depends on the noise's deviation alone:
-rounding is post-processing, whatever the sum is the same numbers can come out, and a step of the grid, which
-is a thousandth of the deviation, hides where floating-point numbers lie, more than 2³⁰ times closer, as long
-as the sum is at most some thousand deviations.
+privacy"). So a noised sum is rounded, as he does with Laplace noise, to a grid that depends on the noise's
+deviation alone. Rounding is post-processing; numbers of one grid come out whatever the sum is; and a step of
+it, about a thousandth of the deviation, hides where floating-point numbers lie: more than 2³⁰ times closer,
+as long as the sum is at most a thousand deviations.
 """
 
 import hashlib
@@ -76,7 +76,8 @@ class PrivateRandomness:
         """Draw Gaussians by Box and Muller's method, from 64 random bits each.
 
         Cosine and sine are taken from the tangent t of half the angle, (1 − t²) / (1 + t²) and
-        2 t / (1 + t²), since NumPy's tangent is several times as fast as these.
+        2 t / (1 + t²), since NumPy's tangent is several times as fast as these where a processor has AVX-512.
+        No Gaussian is larger than √(128 ln 2) = 9.42 deviations, which the law exceeds once in 10²⁰ draws.
         """
         pairs = (size + 1) // 2
         words = np.frombuffer(self._stream.update(bytes(16 * pairs)), dtype="<i8").astype(np.float64)
