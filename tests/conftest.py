@@ -4,6 +4,9 @@ import os
 
 # Before anything imports torch: results and timings must not depend on how many cores there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports grpc: its threads, started again in a forked child, may abort it before it becomes
+# the program that a test starts.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
