@@ -122,6 +122,18 @@ def test_poisson_sampling_takes_units_at_the_stated_rate_and_one_record_of_each(
     assert set(full % 3) == {0, 1, 2}
 
 
+def test_only_a_full_batch_of_patients_with_one_record_each_is_taken_whole():
+    phi, y = examples(3000)
+    patients, randomness = np.arange(3000) // 3, PrivateRandomness()
+    everybody, _ = Units.group(phi, y, None).batch(randomness, 1.0)
+    assert torch.equal(everybody, phi)
+    sizes = [len(Units.group(phi, y, None).batch(randomness, 0.1)[1]) for _ in range(50)]
+    assert np.mean(sizes) == pytest.approx(300, rel=0.1)
+    one_each, _ = Units.group(phi, y, patients).batch(randomness, 1.0)
+    rows = [int((phi == row).all(dim=1).nonzero()[0, 0]) for row in one_each]
+    assert sorted(patients[rows]) == list(range(1000))
+
+
 def test_adding_a_unit_moves_the_sum_by_at_most_the_clipping_norm():
     step = silent(clipping_norm=0.2, declared_size=1, step_size=1.0)
     phi, y = examples(30)
