@@ -377,9 +377,7 @@ class BookKeeping:
         if examples == 0:
             return [torch.zeros_like(parameter) for parameter in self._parameters]
         if examples > self.at_once:
-            count = -(-examples // self.at_once)
-            pieces = zip(phi_B.tensor_split(count), y_B.tensor_split(count), strict=True)
-            return added(self(*piece) for piece in pieces)
+            return added(self(*piece) for piece in divided(phi_B, y_B, self.at_once))
         value = self._forward(phi_B, y_B)
         self.at_once = _at_once(_kept_numbers(layer, call) for layer, call in self._calls.items())
         if examples > self.at_once:  # only a pass shows how long sequences are
@@ -489,6 +487,12 @@ def _norm(gradient: Iterable[Tensor]) -> float:
 
 
 # ---- Particulars -------------------------------------------------------------------------------------------
+
+
+def divided(phi_B: Tensor, y_B: Tensor, most: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Divide a batch into pieces of at most so many examples; one without any is a piece of its own."""
+    count = max(1, -(-len(y_B) // most))
+    return zip(phi_B.tensor_split(count), y_B.tensor_split(count), strict=True)
 
 
 def added(sums: Iterable[list[Tensor]]) -> list[Tensor]:

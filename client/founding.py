@@ -15,7 +15,7 @@ from client.ledger import Ledger
 from client.policy import ServedPolicy
 from client.served import require_patients
 from common.accounting import Unit
-from common.datasets.description import read_description
+from common.datasets.description import read_description, require_site
 from common.errors import ConfigError, UserError
 from common.runs import write_new
 from common.settings_files import parse_settings
@@ -55,9 +55,7 @@ def found(folder: Path, choices: Choices) -> Path:
     data = Path(os.path.normpath(folder.resolve() / choices.description))  # the folder may not be there yet
     described = read_description(data)
     require_patients(data, described, choices.unit)
-    if choices.site not in described.sites:
-        there = ", ".join(described.sites) or "no site"
-        raise UserError(f"{data}: expected a section [sites.{choices.site}]; there is {there}")
+    require_site(data, described, choices.site)
     policy, key = folder / "site.toml", folder / "site.key"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)  # its group may reach the socket

@@ -6,9 +6,9 @@ results. Opacus's own secure mode needs a package that can no longer be installe
 here, by other means. A floating-point Gaussian betrays what it was added to through the gaps between the
 numbers that can come out (Mironov 2012, "On significance of the least significant bits for differential
 privacy"). So a noised sum is rounded, as he does with Laplace noise, to a grid that depends on the noise's
-deviation alone. Rounding is post-processing; numbers of one grid come out whatever the sum is; and a step of
-it, about a thousandth of the deviation, hides where floating-point numbers lie: more than 2³⁰ times closer,
-as long as the sum is at most a thousand deviations.
+deviation alone. An exact Gaussian so rounded is as private as before, rounding being post-processing; numbers
+of one grid come out whatever the sum is; and a step of it, about a thousandth of the deviation, hides where
+floating-point numbers lie: more than 2³⁰ times closer, as long as the sum is at most a thousand deviations.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ class PrivateRandomness:
         """Return a sum with Gaussian noise, rounded to a grid that depends on the deviation alone.
 
         Args:
-            sum_P: What is to be hidden, finite.
+            sum_P: What is to be hidden: one vector, finite.
             deviation: The noise's standard deviation, finite. Without any, nothing is rounded either.
 
         Returns:

@@ -38,6 +38,7 @@ from client.bookkeeping import (
     NotKnown,
     added,
     clip_factors,
+    divided,
     require_agreement,
     squared_norms,
 )
@@ -275,10 +276,9 @@ def private_steps(
     clipping = Clipping(head, loss, settings.clipping_norm, units.phi_ND.shape[1:])
     try:
         for _ in range(steps):
-            batch = units.batch(randomness, settings.sample_rate)
+            phi_BD, y_B = units.batch(randomness, settings.sample_rate)
             # An empty draw still takes its noisy step: skipping it would show that nobody was sampled.
-            count = max(1, -(-len(batch[1]) // MICRO_BATCH))
-            pieces = zip(*(part.tensor_split(count) for part in batch), strict=True)
+            pieces = divided(phi_BD, y_B, MICRO_BATCH)
             optimizer.clipped_sums = added(clipping(*piece) for piece in pieces)
             optimizer.step()
     finally:

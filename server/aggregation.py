@@ -104,10 +104,11 @@ _OFFSET_BITS = int(np.float64(_OFFSET).view(np.uint64))
 class OrderFreeSum:
     """Σ of arrays whose result doesn't depend on the order of the terms.
 
-    Each term is rounded to multiples of 2⁻³² (an error of at most 1.2·10⁻¹⁰), which are added as integers.
+    Each term is rounded to multiples of 2⁻³² (an error of at most 1.2·10⁻¹⁰ beside the product's own), which
+    are added as integers.
     Rounding to a common grid is the first step of reproducible summation (Demmel and Nguyen 2013,
     doi:10.1109/ARITH.2013.9). The rounding is done by adding `_OFFSET`, and the integers are read off the
-    bits of what comes of it: a term costs a product and two additions.
+    bits of what comes of it.
     """
 
     def __init__(self) -> None:
@@ -117,7 +118,7 @@ class OrderFreeSum:
         self._terms = 0
 
     def add(self, factor: float | Floats, values: NDArray[np.floating]) -> None:
-        """Add factor · values, with values cut to ±2¹⁸. The factors of all terms add up to at most 1."""
+        """Add factor · values (finite, cut to ±2¹⁸). The factors of all terms add up to at most 1."""
         if self._bits is None:
             self._bits, self._term = np.zeros(values.shape, np.uint64), np.empty(values.shape)
         assert self._term is not None

@@ -111,6 +111,16 @@ def read_description(path: Path) -> Description:
     return description
 
 
+def require_site(path: Path, description: Description, site: str) -> None:
+    """Hold a description against a site's name.
+
+    Raises:
+        UserError: if it has no section for the site.
+    """
+    if site not in description.sites:
+        raise UserError(f"{path}: there is no [sites.{site}]; there are {', '.join(description.sites)}")
+
+
 def _refusal(error: ValidationError, where: str) -> UserError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])

@@ -72,7 +72,13 @@ import numpy as np
 
 from common.config import RunConfig
 from common.datasets import pooled
-from common.datasets.description import Description, PooledFile, PublicFiles, read_description
+from common.datasets.description import (
+    Description,
+    PooledFile,
+    PublicFiles,
+    read_description,
+    require_site,
+)
 from common.datasets.factory import pool_from
 from common.datasets.files import Complain, Table, read_table, refuse
 from common.datasets.scenario import PublicData, Scenario, SiteInfo, Sizes, public_data
@@ -233,8 +239,7 @@ def _sampled(path: Path, stamps: tuple[int, ...]) -> pooled.Pool:
 
 
 def _site_records(path: Path, description: Description, site: str, complain: Complain = refuse) -> Records:
-    if site not in description.sites:
-        raise UserError(f"{path}: there is no [sites.{site}]; there are {', '.join(description.sites)}")
+    require_site(path, description, site)
     if description.pooled:
         table = _read_pooled(path, description, description.pooled, complain)
         if table.site_labels is None:

@@ -169,7 +169,7 @@ def test_nothing_is_left_of_a_site_that_can_not_be_made(tmp_path, kit, choices, 
 def test_a_data_description_that_does_not_know_the_site_founds_none(tmp_path, kit, choices):
     described = Path(choices.description)
     described.write_text(described.read_text().replace("[sites.north]", "[sites.nroth]"))
-    with pytest.raises(UserError, match=r"data\.toml: expected a section \[sites\.north\]; there is nroth"):
+    with pytest.raises(UserError, match=r"data\.toml: there is no \[sites\.north\]; there are nroth"):
         join(open_kit(kit, None), tmp_path / "site", choices)
     assert not (tmp_path / "site").exists()
 

@@ -62,10 +62,9 @@ def test_gaussians_are_box_mullers_of_the_key_stream(size):
     ),
     deviation=st.floats(1e-6, 1e6),
 )
-def test_what_can_come_out_depends_on_the_deviation_alone(sums, deviation):
-    steps = PrivateRandomness().noised(sums.astype(np.float64), deviation) / 2.0 ** (
-        math.floor(math.log2(deviation)) - 10
-    )
+def test_noised_sums_lie_on_a_grid_that_depends_on_the_deviation_alone(sums, deviation):
+    grid = 2.0 ** (math.frexp(deviation)[1] - 1 - 10)  # log2 rounds up just below powers of two
+    steps = PrivateRandomness().noised(sums.astype(np.float64), deviation) / grid
     assert (steps == steps.round()).all()
 
 
