@@ -6,7 +6,7 @@ may yet do in its `forward` what no layer shows: take the mean of a batch away, 
 remember the cases it saw. So it is tried on a few random public cases:
 
 1. what it says of a case is the same in company, alone, and after other cases, in training and in use;
-2. no buffer or weight changes by a forward pass;
+2. no buffer or weight changes by a forward pass, nor the cases themselves, which whoever asks still needs;
 3. it takes a batch of one case and of none, which Poisson sampling draws;
 4. Opacus's per-example gradients are as many as there are cases, and each is the gradient of that case alone.
 
@@ -103,10 +103,13 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def _complaints(model: nn.Module, x_B: Tensor, others_B: Tensor) -> Iterator[str]:
+    untouched = x_B._version
     in_use = _says(model.eval(), x_B)
     model.train()
     before = _numbers(model)
     together = _says(model, x_B)
+    if x_B._version != untouched:
+        yield "it changes its cases in place"
     if not _close(_says(model, x_B, chance=1), together):
         yield "it draws chance other than by torch.nn's dropout layers, so nothing else can be tried"
     alone = torch.cat([_says(model, case[None]) for case in x_B])

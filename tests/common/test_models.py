@@ -230,6 +230,24 @@ def test_what_remembers_its_batches_is_refused_by_name():
         private_ready(Remembering(), (2,))
 
 
+class Changing(nn.Module):
+    """Changes what it is given: the second pass over the same cases sees others than were there."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x.clamp_(min=0))
+
+
+def test_a_model_that_changes_its_cases_in_place_is_refused():
+    with pytest.raises(
+        UserError, match="Changing can't be trained in private: it changes its cases in place"
+    ):
+        private_ready(Changing(), (2,))
+
+
 @pytest.mark.parametrize("name", REGISTRY)
 def test_opacus_takes_every_model_and_its_gradients_are_one_cases(name):
     shape = TEXT if name in FOR_TEXTS else IMAGE
