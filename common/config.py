@@ -53,7 +53,14 @@ class Aggregation(Strict):
     """How the ensemble is formed and how far the server follows it."""
 
     rule: Literal[
-        "auto", "mean", "class-weighted", "trimmed-mean", "median", "geometric-median", "stacking"
+        "auto",
+        "mean",
+        "class-weighted",
+        "trimmed-mean",
+        "median",
+        "geometric-median",
+        "outlier-weights",
+        "stacking",
     ] = "auto"
     """`auto` is the method's own: `class-weighted` for `oneshot`, else `mean`."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2

@@ -11,6 +11,7 @@ or noisy label histograms that were bought from the budget; true record counts n
 | `trimmed-mean` | what is left of each value after cutting both ends | a few loud sites | every release |
 | `median` | the middle of each value | fewer than half, if loud | every release |
 | `geometric-median` | the point nearest to all | fewer than half, if loud | every release |
+| `outlier-weights` | weight by weight, less what outliers have lost | the same | every release |
 | `stacking` | movements, by what validation labels say | loud and quiet ones | every release |
 
 The first two are streams: a release is folded into a sum and let go of, so memory doesn't grow with the
@@ -18,8 +19,8 @@ number of sites. Sums are exact (`OrderFreeSum`), so that they don't depend on w
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from common.config import Aggregation
-from server.robust_rules import geometric_median, median, trimmed_mean
+from server.robust_rules import geometric_median, median, outlier_scores, trimmed_mean
 from server.stacking import Jury, stacked
 
 Floats = NDArray[np.float64]
@@ -59,12 +60,28 @@ class Moment:
         total_weight: Of all sites that may contribute: no weight in the round is above it.
         z_PC: The central state that movements start from; only `stacking` needs it.
         jury: The labelled validation cases; only `stacking` needs them.
+        outlying: Sum of each site's outlier scores in the rounds before; only `outlier-weights` needs it.
     """
 
     settings: Aggregation
     total_weight: float
     z_PC: Floats | None = None
     jury: Jury | None = None
+    outlying: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What a round comes to.
+
+    Attributes:
+        logits_PC: The ensemble.
+        outlying: Sum of outlier scores, this round's among them, of every site that was heard, if the rule
+            keeps any.
+    """
+
+    logits_PC: Floats
+    outlying: Mapping[str, float] = field(default_factory=dict)
 
 
 class Ensemble(Protocol):
@@ -73,8 +90,8 @@ class Ensemble(Protocol):
     def hear(self, one: Contribution) -> None:
         """Take one contribution; each site is heard at most once."""
 
-    def combined(self) -> Floats:
-        """The ensemble `logits_PC`.
+    def combined(self) -> Combined:
+        """What was heard as one.
 
         Raises:
             ValueError: if nothing was heard.
@@ -86,7 +103,7 @@ def open_ensemble(rule: str, moment: Moment) -> Ensemble:
     return RULES[rule](moment)
 
 
-def aggregate(rule: str, contributions: Iterable[Contribution], moment: Moment) -> Floats:
+def aggregate(rule: str, contributions: Iterable[Contribution], moment: Moment) -> Combined:
     """Combine contributions that are all there."""
     ensemble = open_ensemble(rule, moment)
     for one in contributions:
@@ -154,11 +171,10 @@ class Mean:
         self._sum.add(one.weight / self._whole, one.logits_PC)
         self._weights.append(one.weight)
 
-    def combined(self) -> Floats:
+    def combined(self) -> Combined:
         """The mean over those that were heard."""
         total_PC = self._sum.total
-        mean_PC: Floats = total_PC * (self._whole / math.fsum(self._weights))
-        return mean_PC
+        return Combined(total_PC * (self._whole / math.fsum(self._weights)))
 
 
 LEAST_COUNT = 0.5
@@ -188,12 +204,11 @@ class ClassWeighted:
         self._sum.add(counts_C / self._moment.total_weight, log_p_PC)
         self._counts_KC.append(counts_C)
 
-    def combined(self) -> Floats:
+    def combined(self) -> Combined:
         """Weighted log-probabilities, sharpened."""
         total_PC = self._sum.total * self._moment.total_weight
         seen_C = np.array([math.fsum(counts_K) for counts_K in zip(*self._counts_KC, strict=True)])
-        weighted_PC: Floats = total_PC / seen_C / self._moment.settings.temperature
-        return weighted_PC
+        return Combined(total_PC / seen_C / self._moment.settings.temperature)
 
 
 class Held:
@@ -208,17 +223,30 @@ class Held:
         """Keep one contribution."""
         self._said.append(one)
 
-    def combined(self) -> Floats:
+    def combined(self) -> Combined:
         """What the rule makes of all."""
         if not self._said:
             raise ValueError("an ensemble needs at least one contribution")
-        said = sorted(self._said, key=lambda one: one.site)
-        weight_K = np.array([one.weight for one in said])
-        return self._rule([one.logits_PC for one in said], weight_K, self._moment)
+        return self._rule(sorted(self._said, key=lambda one: one.site), self._moment)
 
 
-Rule = Callable[[Sequence[NDArray[np.float32]], Floats, Moment], Floats]
-"""From every site's `logits_PC` and weight to the ensemble."""
+Rule = Callable[[Sequence[Contribution], Moment], Combined]
+"""From every site's contribution to the ensemble."""
+ByValues = Callable[[Sequence[NDArray[np.float32]], Floats, Moment], Floats]
+"""The same for a rule that needs nothing but every site's `logits_PC` and weight."""
+
+
+def _outlier_weights(said: Sequence[Contribution], moment: Moment) -> Combined:
+    logits_KPC, weight_K = _values(said)
+    past_K = np.array([moment.outlying.get(one.site, 0.0) for one in said])
+    outlying_K = past_K + outlier_scores(logits_KPC, weight_K)
+    # Weights count against each other only, so the least score may be taken off all: no sum of them vanishes.
+    weight_K = weight_K * np.exp(outlying_K.min() - outlying_K)
+    mean = Mean(replace(moment, total_weight=math.fsum(weight_K)))
+    for one, weight in zip(said, weight_K, strict=True):
+        mean.hear(replace(one, weight=float(weight)))
+    scores = {one.site: float(score) for one, score in zip(said, outlying_K, strict=True)}
+    return replace(mean.combined(), outlying=scores)
 
 
 def _stacking(movement_KPC: Sequence[NDArray[np.float32]], weight_K: Floats, moment: Moment) -> Floats:
@@ -227,15 +255,26 @@ def _stacking(movement_KPC: Sequence[NDArray[np.float32]], weight_K: Floats, mom
     return stacked(movement_KPC, weight_K, moment.jury, moment.z_PC)[0]
 
 
+def _values(said: Sequence[Contribution]) -> tuple[list[NDArray[np.float32]], Floats]:
+    return [one.logits_PC for one in said], np.array([one.weight for one in said])
+
+
 def _held(rule: Rule) -> Callable[[Moment], Ensemble]:
     return lambda moment: Held(rule, moment)
+
+
+def _by_values(rule: ByValues) -> Callable[[Moment], Ensemble]:
+    return _held(lambda said, moment: Combined(rule(*_values(said), moment)))
 
 
 RULES: dict[str, Callable[[Moment], Ensemble]] = {
     "mean": Mean,
     "class-weighted": ClassWeighted,
-    "trimmed-mean": _held(lambda said, weight_K, moment: trimmed_mean(said, weight_K, moment.settings.trim)),
-    "median": _held(lambda said, weight_K, moment: median(said, weight_K)),
-    "geometric-median": _held(lambda said, weight_K, moment: geometric_median(said, weight_K)),
-    "stacking": _held(_stacking),
+    "trimmed-mean": _by_values(
+        lambda said, weight_K, moment: trimmed_mean(said, weight_K, moment.settings.trim)
+    ),
+    "median": _by_values(lambda said, weight_K, moment: median(said, weight_K)),
+    "geometric-median": _by_values(lambda said, weight_K, moment: geometric_median(said, weight_K)),
+    "outlier-weights": _held(_outlier_weights),
+    "stacking": _by_values(_stacking),
 }

@@ -123,7 +123,8 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             absent = {**roll.absent, **done}
             weights = weights_of(roll.members)
             jury = seat_jury(student, rows_R) if rule == "stacking" else None
-            moment = Moment(config.aggregation, math.fsum(weights.values()), z_PC[rows_R], jury)
+            outlying = progress.record.outlying
+            moment = Moment(config.aggregation, math.fsum(weights.values()), z_PC[rows_R], jury, outlying)
             ensemble = open_ensemble(rule, moment)
             hear = hearing(ensemble, weights, progress.histograms)
             admitted = ask_round(grid, tasks, roll.members, progress.heads, config.round_timeout, hear)
@@ -136,8 +137,10 @@ def federate(grid: Grid, config: RunConfig, flower_run_id: int) -> None:
             require_sites(config, f"round {round_number}", admitted.answered, left_out)
             progress.heads |= admitted.heads
             progress.histograms |= admitted.histograms
+            combined = ensemble.combined()
+            progress.record.outlying |= combined.outlying
             ensemble_PC = spread(
-                student, z_PC, rows_R, ensemble.combined(), movement=plan.returns == "movement"
+                student, z_PC, rows_R, combined.logits_PC, movement=plan.returns == "movement"
             )
             candidates = method.candidates(progress.state, ensemble_PC, round_number, config)
             choice = teacher.learn_best([one.taught_PC(config.aggregation) for one in candidates])

@@ -74,6 +74,7 @@ class Record(BaseModel):
         plans: Each site's plan, once it has taken part in the roll.
         validation: The teacher's log-loss on public validation cases, round by round, if `patience` asks.
         charged: In how many rounds each site may have charged its budget.
+        outlying: Sum of each site's outlier scores, if `outlier-weights` is the rule.
         seconds: How long the run had worked before it broke off.
         teacher_alone: Scores of the teacher before the first round.
     """
@@ -85,6 +86,7 @@ class Record(BaseModel):
     wire: list[int] = []
     plans: dict[str, Plan] = {}
     charged: dict[str, int] = {}
+    outlying: dict[str, float] = {}
     validation: list[float] = []
     seconds: float = 0.0
     teacher_alone: Metrics | None = None

@@ -8,6 +8,7 @@ the round at 4 bytes a value, and work through its cases in pieces.
 | `median` | of each value, then centred again | less than half of all weight |
 | `trimmed-mean` | mean of each value without the share `trim` at either end | `aggregation.trim` |
 | `geometric-median` | the point with the least sum of distances to the sites' | less than half |
+| `outlier-weights` | mean, by weights that `outlier_scores` take away from round to round | less than half |
 
 What they withstand is *loud* sites. Under differential privacy honest movements are mostly noise, and a site
 that pushes quietly within that noise stands out in no value; labels can show it (`server.stacking`).
@@ -25,6 +26,10 @@ PIECE_BYTES = 16 << 20
 WEISZFELD_STEPS = 2000
 CLOSE = 1e-9
 """Weiszfeld's steps end where no weight changes by more."""
+USUAL = 2.0
+"""Distances, in those of the middle site, that make nobody an outlier: uneven labels alone make 1.8."""
+MOST_OUTLYING = 50.0
+"""Score of one round, at most; a weight is gone long before."""
 
 
 def median(logits_KPC: Sequence[NDArray[np.float32]], weight_K: Floats) -> Floats:
@@ -68,6 +73,37 @@ def geometric_median(logits_KPC: Sequence[NDArray[np.float32]], weight_K: Floats
     for share, logits_PC in zip(share_K, logits_KPC, strict=True):
         total_PC += share * logits_PC.astype(np.float64)
     return total_PC
+
+
+def outlier_scores(logits_KPC: Sequence[NDArray[np.float32]], weight_K: Floats) -> Floats:
+    """How far out each site is in one round, for weights that fall by exp(−score).
+
+    Such weights over rounds are from Roux, Zimmer, Pokutta 2024, arXiv:2402.12265 (ExpGuard). What is added:
+    a distance is the mean over cases to the geometric median, relative to the middle site's, so that no
+    scale matters; a site whose weight says that it is noisier than the middle one may be as much farther
+    out; and who is within `USUAL` distances loses nothing, since honest sites differ, too.
+
+    Returns:
+        Scores (K,) from 0 to `MOST_OUTLYING`.
+    """
+    centre_PC = geometric_median(logits_KPC, weight_K)
+    distance_K = np.array([np.linalg.norm(one - centre_PC, axis=1).mean() for one in logits_KPC])
+    apart_K = (
+        distance_K > 0
+    )  # a site that outweighs the others is the centre, and tells nothing of what is far
+    if not apart_K.any():
+        return np.zeros(len(distance_K))
+    middle = weighted_median(distance_K[apart_K], weight_K[apart_K])
+    noisier_K = np.maximum(weighted_median(weight_K, weight_K) / weight_K, 1.0)
+    scores_K: Floats = np.clip(distance_K / (middle * noisier_K) - USUAL, 0.0, MOST_OUTLYING)
+    return scores_K
+
+
+def weighted_median(value_K: Floats, weight_K: Floats) -> float:
+    """The least value that sites with half of all weight don't exceed."""
+    order_K = np.argsort(value_K, kind="stable")
+    reached_K = np.cumsum(weight_K[order_K])
+    return float(value_K[order_K][np.argmax(reached_K >= reached_K[-1] / 2)])
 
 
 def _nearest_site(gram_KK: Floats, weight_K: Floats) -> Floats | None:

@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from server.robust_rules import weighted_median
+
 Floats = NDArray[np.float64]
 
 RIDGE = 1e-3
@@ -89,13 +91,6 @@ def stacked(
         kept_K[k] = share_K[k] * np.exp(-(max(jury.harm(z_PC, cut_PC), 0.0) ** 2))
         total_PC += kept_K[k] * cut_PC
     return total_PC, kept_K
-
-
-def weighted_median(value_K: Floats, weight_K: Floats) -> float:
-    """The least value that sites with half of all weight don't exceed."""
-    order_K = np.argsort(value_K, kind="stable")
-    reached_K = np.cumsum(weight_K[order_K])
-    return float(value_K[order_K][np.argmax(reached_K >= reached_K[-1] / 2)])
 
 
 def _with_constant(phi_ND: NDArray[np.floating]) -> Floats:

@@ -53,7 +53,9 @@ DEFENCES: Mapping[str, Mapping[str, Scalar]] = {
     "trimmed-mean": {"aggregation.rule": "trimmed-mean", "aggregation.trim": 0.4},
     "median": {"aggregation.rule": "median"},
     "geometric-median": {"aggregation.rule": "geometric-median"},
+    "outlier-weights": {"aggregation.rule": "outlier-weights"},
     "mean+validated": {"aggregation.rule": "mean", "aggregation.validated": True},
+    "outlier-weights+validated": {"aggregation.rule": "outlier-weights", "aggregation.validated": True},
     "stacking": {"aggregation.rule": "stacking"},
     PROMISED: {"aggregation.rule": "stacking", "aggregation.validated": True},
 }

@@ -1,6 +1,7 @@
 """The ensemble against naive references, and what hostile sites can and can't do to it."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from server.aggregation import (
     aggregate,
     open_ensemble,
 )
+from server.robust_rules import MOST_OUTLYING
 from server.stacking import Jury
 
-ROBUST = ("median", "trimmed-mean", "geometric-median")
+ROBUST = ("median", "trimmed-mean", "geometric-median", "outlier-weights")
 
 
 @st.composite
@@ -38,7 +40,7 @@ def ensembles(draw, fewest: int = 1, most: int = 7) -> list[Contribution]:
 
 
 def combine(rule: str, said: list[Contribution]) -> np.ndarray:
-    return aggregate(rule, said, Moment(Aggregation(), sum(one.weight for one in said)))
+    return aggregate(rule, said, Moment(Aggregation(), sum(one.weight for one in said))).logits_PC
 
 
 def moment_of(ensemble: list[Contribution]) -> Moment:
@@ -62,7 +64,9 @@ def stack(ensemble: list[Contribution]) -> np.ndarray:
 def test_the_order_of_answers_does_not_matter_to_the_bit(rule, ensemble, seed):
     shuffled = [ensemble[i] for i in np.random.default_rng(seed).permutation(len(ensemble))]
     moment = moment_of(ensemble)
-    assert (aggregate(rule, ensemble, moment) == aggregate(rule, shuffled, moment)).all()
+    one, other = aggregate(rule, ensemble, moment), aggregate(rule, shuffled, moment)
+    assert (one.logits_PC == other.logits_PC).all()
+    assert one.outlying == other.outlying
 
 
 @given(ensemble=ensembles())
@@ -208,7 +212,65 @@ def test_a_stream_holds_no_release(rule):
     stream.hear(Contribution("s", values_PC, 1.0))
     del values_PC
     assert kept() is None
-    assert stream.combined().shape == (4, 2)
+    assert stream.combined().logits_PC.shape == (4, 2)
+
+
+@given(ensemble=ensembles(), seed=st.integers(0, 1000))
+def test_outlier_weights_are_a_mean_by_scores_that_only_grow(ensemble, seed):
+    past_K = np.random.default_rng(seed).exponential(3.0, len(ensemble))
+    past = {one.site: float(score) for one, score in zip(ensemble, past_K, strict=True)}
+    moment = Moment(Aggregation(), sum(one.weight for one in ensemble), outlying=past)
+    combined = aggregate("outlier-weights", ensemble, moment)
+    outlying_K = np.array([combined.outlying[one.site] for one in ensemble])
+    assert (outlying_K >= past_K).all() and (outlying_K <= past_K + MOST_OUTLYING).all()
+    weight_K = np.array([one.weight for one in ensemble]) * np.exp(-outlying_K)
+    naive = np.average(stack(ensemble), axis=0, weights=weight_K)
+    np.testing.assert_allclose(combined.logits_PC, naive, rtol=1e-5, atol=1e-6)
+
+
+def test_sites_that_are_alike_in_distance_are_a_mean():
+    away = [(1, 0), (-1, 0), (0, 1), (0, -1), (1.5, 0), (-1.5, 0)]
+    said = [Contribution(f"s{k}", 5 + np.float32([one] * 3), 2.0) for k, one in enumerate(away)]
+    combined = aggregate("outlier-weights", said, Moment(Aggregation(), 12.0))
+    assert set(combined.outlying.values()) == {0.0}
+    np.testing.assert_allclose(combined.logits_PC, 5.0, atol=1e-6)
+
+
+@given(ensemble=ensembles(fewest=5), size=st.floats(1e3, 1e4))
+def test_a_loud_site_has_no_say_and_does_not_get_it_back(ensemble, size):
+    honest = equally_weighted(ensemble)
+    whole = 7.0 * (len(honest) + 1)
+    loud = Contribution("zz", np.full_like(honest[0].logits_PC, size), 7.0)
+    shaken = aggregate("outlier-weights", [*honest, loud], Moment(Aggregation(), whole))
+    weight_K = np.exp([-shaken.outlying[one.site] for one in honest])
+    naive = np.average(stack(honest), axis=0, weights=weight_K)
+    np.testing.assert_allclose(shaken.logits_PC, naive, atol=1e-5)
+    quiet = replace(loud, logits_PC=honest[0].logits_PC)
+    later = aggregate(
+        "outlier-weights", [*honest, quiet], Moment(Aggregation(), whole, outlying=shaken.outlying)
+    )
+    assert later.outlying["zz"] >= shaken.outlying["zz"] == MOST_OUTLYING
+
+
+def test_a_site_whose_budget_makes_it_noisy_is_no_outlier():
+    rng = np.random.default_rng(1)
+    sizes = [1000.0, 1000.0, 1000.0, 100.0]  # the last one has ten times the noise
+    said = [
+        Contribution(f"s{k}", (rng.normal(size=(200, 3)) / size).astype(np.float32), size)
+        for k, size in enumerate(sizes)
+    ]
+    moment = Moment(Aggregation(), sum(sizes))
+    assert set(aggregate("outlier-weights", said, moment).outlying.values()) == {0.0}
+    pretending = [*said[:3], replace(said[3], weight=1000.0)]
+    assert aggregate("outlier-weights", pretending, moment).outlying["s3"] > 1
+
+
+def test_a_site_that_outweighs_the_others_does_not_silence_them():
+    said = [
+        Contribution("a", np.zeros((4, 2), np.float32), 7.0),
+        Contribution("b", np.ones((4, 2), np.float32), 3.0),
+    ]
+    np.testing.assert_allclose(combine("outlier-weights", said), np.full((4, 2), 0.3), atol=1e-6)
 
 
 def test_stacking_without_a_jury_is_refused():

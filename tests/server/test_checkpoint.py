@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ from common.errors import UserError
 from common.messages import Task
 from common.runs import CHECKPOINT, working_folder
 from server.checkpoint import config_in, fingerprint, resume
+from server.robust_rules import MOST_OUTLYING
+from simulations.attacks import Floats, InfiltratedApp
 from simulations.inprocess import run_inprocess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,9 +40,11 @@ class PowerCut(BaseException):
 class FailingCourier(ClientApp):
     """The real ClientApp, until the power is cut before or after one site's answer."""
 
-    def __init__(self, round_number: int, place: int, after: bool) -> None:
+    def __init__(
+        self, round_number: int, place: int, after: bool, courier: Callable[..., Message] = courier
+    ) -> None:
         super().__init__()
-        self.at, self.after = (round_number, place), after
+        self.at, self.after, self.courier = (round_number, place), after, courier
 
     def __call__(self, message: Message, context: Context) -> Message:
         learns = message.metadata.message_type == LEARN
@@ -48,7 +52,7 @@ class FailingCourier(ClientApp):
         here = (number, context.node_config["partition-id"]) == self.at
         if here and not self.after:
             raise PowerCut
-        reply = courier(message, context)
+        reply = self.courier(message, context)
         if here:
             raise PowerCut
         return reply
@@ -123,6 +127,26 @@ def test_what_validation_has_seen_is_kept(tmp_path):
         assert (tmp_path / "cut" / "trial" / name).read_bytes() == (
             tmp_path / "whole" / "trial" / name
         ).read_bytes()
+
+
+def test_what_a_site_has_lost_by_being_loud_is_kept(tmp_path):
+    def loud_at_first(task: Task, honest_PC: Floats, place: int) -> Floats:
+        return -100 * honest_PC if task.round == 1 else honest_PC
+
+    hostile = InfiltratedApp(courier, loud_at_first, {1})
+    rule = {"aggregation.rule": "outlier-weights"}
+    run_inprocess(settings(tmp_path / "whole", **rule), SITES, None, hostile)
+    close_sites()
+    with pytest.raises(PowerCut):
+        failing = FailingCourier(3, 2, after=True, courier=hostile)
+        run_inprocess(settings(tmp_path / "cut", **rule), SITES, None, failing)
+    close_sites()
+    config = RunConfig.from_run_config(settings(tmp_path / "cut", **rule))
+    known = fingerprint(config, load_public(config))
+    kept = resume(working_folder(tmp_path / "cut" / "trial"), config, known).record.outlying
+    assert sorted(kept.values())[2] < MOST_OUTLYING <= max(kept.values())
+    run_inprocess(settings(tmp_path / "cut", **rule), SITES)
+    assert lines(tmp_path / "cut" / "trial") == lines(tmp_path / "whole" / "trial")
 
 
 def test_other_settings_under_the_same_name_are_refused_and_nothing_is_lost(tmp_path, uninterrupted):

@@ -76,7 +76,10 @@ def test_descent_with_linear_students_is_federated_sgd_in_the_space_of_weights(m
             )
             said.append(Contribution(site, opinion.logits_PC, declared[site]))
         state = METHODS["descent"].advance(
-            state, aggregate("mean", said, Moment(config.aggregation, sum(declared.values()))), number, config
+            state,
+            aggregate("mean", said, Moment(config.aggregation, sum(declared.values()))).logits_PC,
+            number,
+            config,
         )
 
     # In weights, naively.

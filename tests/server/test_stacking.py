@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from server.stacking import Jury, stacked, weighted_median
+from server.robust_rules import weighted_median
+from server.stacking import Jury, stacked
 
 CASES, JURORS, FEATURES, CLASSES = 30, 40, 4, 3
 

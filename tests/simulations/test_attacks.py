@@ -32,7 +32,9 @@ def test_a_hostile_release_is_admitted_and_is_another_one(run_app, attack):
     assert (size < 20 * honest_size) == quiet
 
 
-@pytest.mark.parametrize("rule", ["mean", "trimmed-mean", "median", "geometric-median", "stacking"])
+@pytest.mark.parametrize(
+    "rule", ["mean", "trimmed-mean", "median", "geometric-median", "outlier-weights", "stacking"]
+)
 def test_a_loud_site_ruins_the_mean_and_no_robust_rule(run_app, rule):
     app = InfiltratedApp(real_app, ATTACKS["flip-loud"], {HUNGARY})
     outcome = run_app({"aggregation.rule": rule, "num-rounds": 5}, app)
