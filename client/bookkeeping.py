@@ -29,7 +29,7 @@ cancels; and C is taken 2⁻²⁰ smaller, for the rounding of factors. The sum 
 whose last bits depend on all examples, as in Opacus.
 
 An example with a gradient that is not finite is taken out, and the pass done again without it. Nothing is
-kept from one pass to the next but how much of a batch fits into memory.
+kept from one pass to the next but how much of a batch one pass may take.
 
 **What is not known for sure is not done.** `known_layers` takes layers of exactly the classes above, without
 hooks, parametrisations or shared parameters. `require_agreement` tries the model on random cases. And each
@@ -59,9 +59,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 KEPT_NUMBERS = 2**22
 """Numbers of per-example gradients that are held at once (16 MiB): few enough to stay in a cache, and to be
 memory that was used before; pages fresh from the operating system cost more than the arithmetic."""
+SEEN_NUMBERS = 2**24
+"""Numbers that go into layers and come out of them, of all examples of one pass (64 MiB)."""
+UNTRIED = 256
+"""Examples of a first pass, where nobody has seen how many numbers one of them makes."""
 FEW_POSITIONS = 16
 """Positions of which pairs may be taken: so few that what is added for rounding stays near 10⁻⁶ of a norm."""
-RUN = 64
+RUN = 128
 """Numbers whose norm is taken in their own precision."""
 SHORTEST_RUN = 16
 """Shorter runs are slower than padding."""
@@ -123,12 +127,14 @@ class Call:
         x: Its input, (B, ...).
         version: Changes of `x` in place up to then.
         output: Where in the autograd graph the gradient of its output arrives.
+        numbers: How many it has to do with for each example.
         statistics: A normalisation's mean and inverse deviation, which it saves for the backward pass.
     """
 
     x: Tensor
     version: int
     output: GradientEdge
+    numbers: int
     statistics: tuple[Tensor, ...] = ()
 
 
@@ -344,21 +350,19 @@ class BookKeeping:
         model: In training mode.
         loss: Per-example loss, reduced by mean.
         clipping_norm: C.
-
-    Attributes:
-        at_once: Examples that one pass takes; larger batches are divided.
+        at_once: Examples that one pass takes, as `require_agreement` says; larger batches are divided.
 
     Raises:
         NotKnown: if the model is not one for this module.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, clipping_norm: float) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, clipping_norm: float, at_once: int = UNTRIED) -> None:
         """Look at the model and watch its layers."""
         self._layers = known_layers(model)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._model, self._loss, self._clipping_norm = model, loss, clipping_norm
         self._calls: dict[nn.Module, Call] = {}
-        self.at_once = _at_once(_kept_numbers(layer) for layer in self._layers)  # at first, a guess
+        self.at_once = at_once
         self._handles = [layer.register_forward_hook(self._note) for layer in self._layers]
 
     def close(self) -> None:
@@ -379,8 +383,8 @@ class BookKeeping:
         if examples > self.at_once:
             return added(self(*piece) for piece in divided(phi_B, y_B, self.at_once))
         value = self._forward(phi_B, y_B)
-        self.at_once = _at_once(_kept_numbers(layer, call) for layer, call in self._calls.items())
-        if examples > self.at_once:  # only a pass shows how long sequences are
+        self.at_once = self._room()
+        if examples > self.at_once:
             return self(phi_B, y_B)
         with torch.no_grad():
             parts = self._parts(value, examples)
@@ -406,6 +410,12 @@ class BookKeeping:
             raise NotKnown("a parameter is not used exactly once, by its own layer")
         return value
 
+    def _room(self) -> int:
+        """How many examples like those of the last pass one pass may take."""
+        kept = sum(_kept_numbers(layer, call) for layer, call in self._calls.items())
+        seen = sum(call.numbers for call in self._calls.values())
+        return max(1, min(KEPT_NUMBERS // max(1, kept), SEEN_NUMBERS // seen))
+
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Forward hook: remember what a layer saw."""
         if layer in self._calls or len(inputs) != 1 or output.grad_fn is None:
@@ -415,7 +425,8 @@ class BookKeeping:
         # The graph's edge, not the output: what comes next may change that in place.
         edge = get_gradient_edge(output)
         statistics = _statistics(edge.node) if isinstance(layer, NORMALISATIONS) else ()
-        self._calls[layer] = Call(inputs[0].detach(), inputs[0]._version, edge, statistics)
+        numbers = (inputs[0].numel() + output.numel()) // max(1, len(inputs[0]))
+        self._calls[layer] = Call(inputs[0].detach(), inputs[0]._version, edge, numbers, statistics)
 
     def _parts(self, value: Tensor, examples: int) -> list[Part]:
         """The one backward pass, as far as the layers' outputs."""
@@ -437,30 +448,45 @@ AGREEMENT = 1e-5
 """How far clipped sums may be from those made case by case, relative to these."""
 
 
-def require_agreement(model: nn.Module, case_shape: tuple[int, ...]) -> None:
+def require_agreement(model: nn.Module, case_shape: tuple[int, ...]) -> int:
     """Try a model, which is left as it is, once in its life on a few random cases.
 
     Args:
         model: As it is to be trained; maps (B, *case_shape) to logits.
         case_shape: Shape of one case.
 
+    Returns:
+        How many examples one pass may take.
+
     Raises:
         NotKnown: if book-keeping doesn't give the clipped sums that clipping case by case gives.
     """
     if model not in _TRIED:
         try:
-            apart = _distance(model, case_shape)
-            _TRIED[model] = "" if apart <= AGREEMENT else f"its sums are {apart:.1g} from those case by case"
+            apart, at_once = _tried(model, case_shape)
+            wrong = "" if apart <= AGREEMENT else f"its sums are {apart:.1g} from those case by case"
+            _TRIED[model] = Trial(wrong, at_once)
         except Exception as error:  # the user's own code may raise anything
-            _TRIED[model] = f"it was tried in vain ({error})"
-    if _TRIED[model]:
-        raise NotKnown(_TRIED[model])
+            _TRIED[model] = Trial(f"it was tried in vain ({error})")
+    trial = _TRIED[model]
+    if trial.wrong:
+        raise NotKnown(trial.wrong)
+    return trial.at_once
 
 
-_TRIED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Trial:
+    """What a trial has shown: what is wrong, and how many examples one pass may take."""
+
+    wrong: str
+    at_once: int = UNTRIED
 
 
-def _distance(model: nn.Module, case_shape: tuple[int, ...]) -> float:
+_TRIED: WeakKeyDictionary[nn.Module, Trial] = WeakKeyDictionary()
+
+
+def _tried(model: nn.Module, case_shape: tuple[int, ...]) -> tuple[float, int]:
+    """How far sums are from those case by case, and how many examples one pass may take."""
     loss = nn.functional.cross_entropy
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -479,7 +505,8 @@ def _distance(model: nn.Module, case_shape: tuple[int, ...]) -> float:
             wanted = [sum_ + factor * part for sum_, part in zip(wanted, gradient, strict=True)]
         engine = BookKeeping(tried, loss, clipping_norm)
         found = engine(x_B, y_B)
-    return _norm([one - other for one, other in zip(found, wanted, strict=True)]) / _norm(wanted)
+    apart = _norm([one - other for one, other in zip(found, wanted, strict=True)]) / _norm(wanted)
+    return apart, engine.at_once
 
 
 def _norm(gradient: Iterable[Tensor]) -> float:
@@ -525,17 +552,12 @@ def _uses(value: Tensor) -> Counter[int]:
     return uses
 
 
-def _at_once(kept_numbers: Iterable[int]) -> int:
-    """How many examples' kept gradients may be held at once."""
-    return max(1, KEPT_NUMBERS // max(1, sum(kept_numbers)))
-
-
-def _kept_numbers(layer: nn.Module, call: Call | None = None) -> int:
-    """Size of the gradient that is kept for each example; before the first call, at least."""
+def _kept_numbers(layer: nn.Module, call: Call) -> int:
+    """Size of the gradient that is kept for each example."""
     if isinstance(layer, nn.Embedding):
         return 0  # as many rows as it has tokens
     if isinstance(layer, nn.Linear):
-        positions = 1 if call is None else _positions(layer, call)
+        positions = _positions(layer, call)
         if positions == 1 or _pairs_are_cheaper(layer, positions):
             return 0
     return sum(parameter.numel() for parameter in layer.parameters(recurse=False) if parameter.requires_grad)

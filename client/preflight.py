@@ -94,12 +94,12 @@ def _data(policy: ServedPolicy) -> str:
 
 
 def _memory(policy: ServedPolicy) -> str:
-    from client.private_step import MICRO_BATCH, numbers_held
+    from client.private_step import numbers_held
     from common.models import REGISTRY, build
 
     names = [policy.student.model] if policy.student else policy.allow.models
     names = [*dict.fromkeys(name for listed in names for name in (REGISTRY if listed == ANY else [listed]))]
-    batch = min(MICRO_BATCH, 2 * policy.data.declared_size)
+    batch = 2 * policy.data.declared_size
     needed, largest = 0, "linear"
     for proxy in shelf_of(policy).all_proxies():
         shape, classes = proxy.preprocessing.case_shape, len(proxy.preprocessing.classes)

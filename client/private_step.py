@@ -20,7 +20,7 @@ Poisson sampling at rate 1.
 import logging
 import warnings
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,7 @@ from client.bookkeeping import (
 from client.noise import PrivateRandomness
 
 MICRO_BATCH = 1024
-"""Examples whose gradients are held in memory at once; it changes no result beyond rounding."""
+"""Examples whose gradients Opacus holds in memory at once; it changes no result beyond rounding."""
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +137,15 @@ class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Hide the clipped sums, as one vector, under noise of deviation σ·C, and divide by q·m."""
-        whole = torch.cat([parameter.summed_grad.reshape(-1) for parameter in self.params])
+        held = self.params
+        whole = torch.cat([parameter.summed_grad.reshape(-1) for parameter in held])
         deviation = self.noise_multiplier * self.max_grad_norm
-        mean = torch.from_numpy(self.randomness.noised(whole.numpy(), deviation)).div_(
-            self.expected_batch_size
-        )
-        pieces = mean.split([parameter.numel() for parameter in self.params])
-        for parameter, piece in zip(self.params, pieces, strict=True):
-            parameter.grad = piece.view(parameter.shape).to(parameter.dtype)
+        noised = torch.from_numpy(self.randomness.noised(whole.numpy(), deviation))
+        pieces = noised.split([parameter.numel() for parameter in held])
+        for parameter, piece in zip(held, pieces, strict=True):
+            # A sum is float64 where a batch was large. Made alike before it is divided, it doesn't show that.
+            mean = piece.view(parameter.shape).to(parameter.dtype).div_(self.expected_batch_size)
+            parameter.grad, parameter.summed_grad = mean, None
 
 
 class OpacusHooks:
@@ -173,6 +174,8 @@ class OpacusHooks:
             RuntimeError: if there isn't one gradient for each example: then clipping would bound something
                 else than an example.
         """
+        if len(y_B) > MICRO_BATCH:
+            return added(self(*piece) for piece in divided(phi_B, y_B, MICRO_BATCH))
         self._loss(self._wrapped(phi_B), y_B).backward()
         gradients = [parameter.grad_sample for parameter in self._parameters]
         for parameter in self._parameters:
@@ -200,8 +203,8 @@ class Clipping:
         self._opacus = partial(OpacusHooks, model, loss, clipping_norm)
         self._engine: BookKeeping | OpacusHooks
         try:
-            require_agreement(model, case_shape)
-            self._engine = BookKeeping(model, loss, clipping_norm)
+            at_once = require_agreement(model, case_shape)
+            self._engine = BookKeeping(model, loss, clipping_norm, at_once)
         except NotKnown as reason:
             self._turn_to_opacus(reason)
 
@@ -242,13 +245,13 @@ def numbers_held(model: nn.Module, case_shape: tuple[int, ...], batch: int) -> i
         model.eval()(cases)
     for handle in handles:
         handle.remove()
-    gradients = batch * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     try:
         with closing(BookKeeping(model, nn.functional.cross_entropy, clipping_norm=1.0)) as engine:
             engine(cases, torch.zeros(2, dtype=torch.int64))
-        return min(batch, engine.at_once) * sum(said) + min(gradients, max(KEPT_NUMBERS, gradients // batch))
+        return min(batch, engine.at_once) * sum(said) + min(batch * trained, max(KEPT_NUMBERS, trained))
     except NotKnown:
-        return batch * sum(said) + gradients
+        return min(batch, MICRO_BATCH) * (sum(said) + trained)
 
 
 def private_steps(
@@ -270,18 +273,21 @@ def private_steps(
         randomness: The site's private stream.
     """
     head.train()
-    parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    if (
+        settings.sample_rate == 1
+    ):  # a batch may be the records themselves: let it be a copy, whatever a model does
+        units = replace(units, phi_ND=units.phi_ND.clone())
+    # Any: Opacus hangs a sum on each.
+    parameters: list[Any] = [parameter for parameter in head.parameters() if parameter.requires_grad]
     plain = torch.optim.SGD(parameters, lr=settings.step_size, momentum=settings.momentum)
     optimizer = SiteOptimizer(plain, settings, randomness)
     clipping = Clipping(head, loss, settings.clipping_norm, units.phi_ND.shape[1:])
     try:
         for _ in range(steps):
-            phi_BD, y_B = units.batch(randomness, settings.sample_rate)
             # An empty draw still takes its noisy step: skipping it would show that nobody was sampled.
-            pieces = divided(phi_BD, y_B, MICRO_BATCH)
-            optimizer.clipped_sums = added(clipping(*piece) for piece in pieces)
+            optimizer.clipped_sums = clipping(*units.batch(randomness, settings.sample_rate))
             optimizer.step()
     finally:
         clipping.close()
         for parameter in parameters:
-            parameter.grad = None
+            parameter.grad = parameter.summed_grad = None

@@ -103,12 +103,12 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def _complaints(model: nn.Module, x_B: Tensor, others_B: Tensor) -> Iterator[str]:
-    untouched = x_B._version
+    untouched, given_B = x_B._version, x_B.clone()
     in_use = _says(model.eval(), x_B)
     model.train()
     before = _numbers(model)
     together = _says(model, x_B)
-    if x_B._version != untouched:
+    if x_B._version != untouched or not torch.equal(x_B, given_B):
         yield "it changes its cases in place"
     if not _close(_says(model, x_B, chance=1), together):
         yield "it draws chance other than by torch.nn's dropout layers, so nothing else can be tried"

@@ -135,12 +135,18 @@ class OrderFreeSum:
         self._terms = 0
 
     def add(self, factor: float | Floats, values: NDArray[np.floating]) -> None:
-        """Add factor · values (finite, cut to ±2¹⁸). The factors of all terms add up to at most 1."""
+        """Add factor · values (cut to ±2¹⁸). The factors of all terms add up to at most 1.
+
+        Raises:
+            ValueError: if a value is no number.
+        """
         if self._bits is None:
             self._bits, self._term = np.zeros(values.shape, np.uint64), np.empty(values.shape)
         assert self._term is not None
         flat = values.reshape(-1)
         if not flat @ flat < LARGEST**2:  # one fast pass; most often no value can be too large
+            if np.isnan(flat).any():
+                raise ValueError("a sum of what is no number")
             values = np.clip(values, -LARGEST, LARGEST)
         np.copyto(self._term, values)  # before the product, which would be float32 otherwise, and slower
         self._term *= factor

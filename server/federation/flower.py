@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from common.errors import UserError
 from common.runs import disk_errors
 from server import flower_programs
-from server.federation.settings import REVOKED, Federation
+from server.federation.settings import REVOKED, Federation, open_federation
 from server.flower_programs import program
 from server.node_owners import write_owners
 
@@ -130,7 +130,8 @@ def register_nodes(federation: Federation) -> list[str]:
     """See that the SuperLink knows the sites' public keys and no others; return the sites that are new to it.
 
     A revoked site's key and one that another kit has replaced are taken back. Whose each node is then, is
-    written down for studies, also for one that is under way. Two commands that do this at once take turns.
+    written down for studies, also for one that is under way. Commands that do this at once take turns, and go
+    by the sites that there are when their turn comes.
 
     Raises:
         UserError: if it can't be reached or refuses, or the file can't be written.
@@ -139,8 +140,9 @@ def register_nodes(federation: Federation) -> list[str]:
     with disk_errors(turn):
         lock = turn.open("w")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return _register_nodes(federation)
+        with disk_errors(turn):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return _register_nodes(open_federation(federation.path))
 
 
 def _register_nodes(federation: Federation) -> list[str]:

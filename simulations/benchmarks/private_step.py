@@ -1,6 +1,8 @@
 """What privacy costs a step: private steps and plain ones side by side in one run, on one thread.
 
-    python -m simulations.benchmarks.private_step [--models linear,mlp] [--batches 256,1024] [--json]
+    python -m simulations.benchmarks.private_step [--models linear,mlp] [--batches 256,1024,2400] [--json]
+
+A batch of 2,400 is a full one at a site of the scenario `fashion`.
 
 | step | is |
 |---|---|
@@ -190,7 +192,7 @@ def main() -> None:
         prog="python -m simulations.benchmarks.private_step", description=__doc__
     )
     parser.add_argument("--models", default=",".join(CASE_SHAPES), help="names of models, with commas")
-    parser.add_argument("--batches", default="256,1024", help="sizes of batches, with commas")
+    parser.add_argument("--batches", default="256,1024,2400", help="sizes of batches, with commas")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

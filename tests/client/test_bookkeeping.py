@@ -317,13 +317,16 @@ def test_a_norm_is_never_below_the_truth_nor_far_above(width, seed, exponent, eq
     assert all(t <= f <= t * (1 + 1e-5) for t, f in zip(true, found, strict=True))
 
 
+@pytest.mark.parametrize("limit", ["KEPT_NUMBERS", "SEEN_NUMBERS"])
 @pytest.mark.parametrize("kind", ["many positions", "conv2d", "text"])
-def test_a_batch_in_pieces_gives_the_same_sums(kind, monkeypatch):
+def test_a_batch_in_pieces_gives_the_same_sums(kind, limit, monkeypatch):
     shape, make = KNOWN[kind]
     model = make()
     x, y = examples(model, shape, 9, 3, 1.0)
     engine = BookKeeping(model, LOSS, 0.3)
     whole = [part.double() for part in engine(x, y)]
     engine.close()
-    monkeypatch.setattr(bookkeeping, "KEPT_NUMBERS", 500)
-    assert distance(BookKeeping(model, LOSS, 0.3)(x, y), whole) < 1e-6
+    monkeypatch.setattr(bookkeeping, limit, 100)
+    in_pieces = BookKeeping(model, LOSS, 0.3)
+    assert distance(in_pieces(x, y), whole) < 1e-6
+    assert in_pieces.at_once < 9 <= engine.at_once

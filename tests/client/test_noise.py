@@ -22,6 +22,13 @@ def test_two_tasks_never_share_a_stream_and_a_seed_repeats_one():
     assert (again[0] != PrivateRandomness.seeded(3, "cleveland", 2).noised(NOTHING_8, 1.0)).any()
 
 
+def test_a_stream_never_gives_the_same_noise_again():
+    stream = PrivateRandomness()
+    drawn = np.concatenate([stream.noised(np.zeros(AT_ONCE + 8), 1.0) for _ in range(3)])
+    pieces = drawn[: len(drawn) // 8 * 8].reshape(-1, 8)
+    assert len(np.unique(pieces, axis=0)) == len(pieces)
+
+
 @pytest.mark.parametrize(
     ("draw", "distribution"),
     [
@@ -66,6 +73,12 @@ def test_noised_sums_lie_on_a_grid_that_depends_on_the_deviation_alone(sums, dev
     grid = 2.0 ** (math.frexp(deviation)[1] - 1 - 10)  # log2 rounds up just below powers of two
     steps = PrivateRandomness().noised(sums.astype(np.float64), deviation) / grid
     assert (steps == steps.round()).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
+def test_the_grid_is_as_fine_for_large_sums_as_for_small_ones(size):
+    steps = PrivateRandomness().noised(np.full(300, size), 1.0) * 2.0**10
+    assert 50 < np.count_nonzero(steps % 2 == 1) < 250
 
 
 def test_without_noise_nothing_is_rounded():

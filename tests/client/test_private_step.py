@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from client import bookkeeping, private_step
 from client.bookkeeping import KEPT_NUMBERS
 from client.noise import PrivateRandomness
-from client.private_step import SiteOptimizer, StepSettings, Units, numbers_held, private_steps
+from client.private_step import MICRO_BATCH, SiteOptimizer, StepSettings, Units, numbers_held, private_steps
 
 LOSS = nn.functional.cross_entropy
 
@@ -67,11 +68,78 @@ def test_a_step_without_noise_equals_the_naive_one(kind, n, declared, clip):
         torch.testing.assert_close(parameter.detach(), wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_batches_larger_than_memory_allows_give_the_same_step(monkeypatch):
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_steps_follow_one_another_and_nothing_is_left_of_a_sum(kind, momentum):
+    step = silent(momentum=momentum)
+    phi, y = examples(20)
+    model, wanted, velocity = network(kind), network(kind), None
+    for _ in range(3):
+        before = [parameter.detach().clone() for parameter in wanted.parameters()]
+        moved = [new - old for new, old in zip(naive_step(wanted, phi, y, step), before, strict=True)]
+        velocity = (
+            moved if velocity is None else [momentum * v + m for v, m in zip(velocity, moved, strict=True)]
+        )
+        with torch.no_grad():
+            for parameter, old, v in zip(wanted.parameters(), before, velocity, strict=True):
+                parameter.copy_(old + v)
+    private_steps(model, Units.group(phi, y, None), 3, step, LOSS, PrivateRandomness())
+    for one, other in zip(model.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        assert one.grad is None
+        assert getattr(one, "summed_grad", None) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mean_is_made_of_the_noised_sum_alone_whatever_the_sums_precision_was(dtype):
+    # A large batch is added up in float64: were its mean rounded another way, the batch's size would show.
+    step = silent(noise_multiplier=17.0, clipping_norm=0.5, sample_rate=0.3, declared_size=3413)
+    model = nn.Linear(5, 1000)
+    optimizer = SiteOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0), step, PrivateRandomness(bytes(range(32)))
+    )
+    for parameter in model.parameters():
+        parameter.summed_grad = torch.zeros(parameter.shape, dtype=dtype)
+    optimizer.add_noise()
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    noised = PrivateRandomness(bytes(range(32))).noised(np.zeros(numbers, np.float32), 8.5)
+    wanted = torch.from_numpy(noised) / torch.tensor(0.3 * 3413, dtype=torch.float64)
+    found = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+    assert torch.equal(found, wanted)
+
+
+class Shrinking(nn.Module):
+    """Changes what it is given, in a way that no version counter sees, and only where it sees many cases."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x):
+        if len(x) > 8:
+            x.data.clamp_(-0.1, 0.1)
+        return self.layer(x)
+
+
+def test_records_are_as_they_were_after_a_model_that_changes_its_cases():
+    phi, y = examples(30)
+    units = Units.group(phi.clone(), y, None)
+    private_steps(Shrinking(), units, 2, silent(), LOSS, PrivateRandomness())
+    assert torch.equal(units.phi_ND, phi)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU, nn.PReLU])  # book-keeping doesn't know the second
+def test_batches_larger_than_memory_allows_give_the_same_step(monkeypatch, between):
+    def model() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(5, 7), between(), nn.Linear(7, 3))
+
     phi, y = examples(50)
-    whole, pieces = network("mlp"), network("mlp")
+    whole, pieces = model(), model()
     private_steps(whole, Units.group(phi, y, None), 2, silent(), LOSS, PrivateRandomness())
-    monkeypatch.setattr("client.private_step.MICRO_BATCH", 7)
+    monkeypatch.setattr(private_step, "MICRO_BATCH", 7)
+    monkeypatch.setattr(bookkeeping, "SEEN_NUMBERS", 22 * 7)  # 22 go into layers and come out of them
     private_steps(pieces, Units.group(phi, y, None), 2, silent(), LOSS, PrivateRandomness())
     for one, other in zip(whole.parameters(), pieces.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
@@ -186,4 +254,6 @@ def test_a_step_holds_gradients_of_all_examples_only_where_opacus_clips():
 
     said, weights = 10_000 * (400 + 400 + 3), 5 * 400 + 400 + 400 * 3 + 3
     assert numbers_held(model(nn.ReLU()), (5,), 10_000) == said + KEPT_NUMBERS
-    assert numbers_held(model(nn.PReLU()), (5,), 10_000) == said + 10_000 * (weights + 1)
+    for_each = (400 + 400 + 3) + (weights + 1)
+    assert numbers_held(model(nn.PReLU()), (5,), 10_000) == MICRO_BATCH * for_each
+    assert numbers_held(model(nn.PReLU()), (5,), 10) == 10 * for_each

@@ -233,19 +233,21 @@ def test_what_remembers_its_batches_is_refused_by_name():
 class Changing(nn.Module):
     """Changes what it is given: the second pass over the same cases sees others than were there."""
 
-    def __init__(self):
+    def __init__(self, change):
         super().__init__()
-        self.layer = nn.Linear(2, 2)
+        self.layer, self.change = nn.Linear(2, 2), change
 
     def forward(self, x):
-        return self.layer(x.clamp_(min=0))
+        self.change(x)
+        return self.layer(x)
 
 
-def test_a_model_that_changes_its_cases_in_place_is_refused():
+@pytest.mark.parametrize("change", [lambda x: x.clamp_(min=0), lambda x: x.data.clamp_(min=0)])
+def test_a_model_that_changes_its_cases_in_place_is_refused(change):
     with pytest.raises(
         UserError, match="Changing can't be trained in private: it changes its cases in place"
     ):
-        private_ready(Changing(), (2,))
+        private_ready(Changing(change), (2,))
 
 
 @pytest.mark.parametrize("name", REGISTRY)

@@ -35,6 +35,7 @@ from common.config import RunConfig
 from common.run_config_files import as_toml
 from common.runs import working_folder
 from common.summary import read
+from server.federation.amendments import another_kit
 from server.federation.authority import Credentials, certify_courier, found_authority
 from server.federation.flower import nodes, register_nodes, runs
 from server.federation.settings import Federation, open_federation
@@ -402,6 +403,23 @@ def test_commands_that_register_nodes_at_once_take_turns(deployed):
             assert read_owners(federation.node_owners) == before
     assert [one.result() for one in told] == [[]] * 12  # no site was new
     assert read_owners(federation.node_owners) == before
+
+
+def test_who_registers_nodes_goes_by_the_sites_that_there_are_by_then(deployed, tmp_path):
+    """A command that was waiting while a site got its kit doesn't take the site's key back."""
+    before = read_owners(deployed.federation.node_owners)
+    shutil.copytree(
+        deployed.federation.path, tmp_path / "fed", ignore=shutil.ignore_patterns("runs", "*.db*")
+    )
+    waiting = open_federation(tmp_path / "fed")
+    another_kit(open_federation(tmp_path / "fed"), "late", None)
+    try:
+        assert register_nodes(open_federation(tmp_path / "fed")) == ["late"]
+        register_nodes(waiting)
+        assert sorted(read_owners(waiting.node_owners).values()) == sorted([*before.values(), "late"])
+    finally:
+        register_nodes(deployed.federation)
+    assert read_owners(deployed.federation.node_owners) == before
 
 
 def living_in(folder: Path) -> dict[int, str]:

@@ -204,6 +204,15 @@ def test_the_order_does_not_matter_for_values_of_any_size(seed):
     assert (one.total == other.total).all()
 
 
+def test_what_is_too_large_is_cut_and_what_is_no_number_is_refused():
+    total = OrderFreeSum()
+    with np.errstate(over="ignore"):
+        total.add(0.5, np.float32([3e38, -np.inf, 1.0]))
+    assert (total.total == [2.0**17, -(2.0**17), 0.5]).all()
+    with pytest.raises(ValueError, match="no number"):
+        total.add(0.5, np.float32([np.nan, 0.0, 0.0]))
+
+
 @pytest.mark.parametrize("rule", ["mean", "class-weighted"])
 def test_a_stream_holds_no_release(rule):
     stream = open_ensemble(rule, Moment(Aggregation(), 2.0))
