@@ -65,11 +65,23 @@ def form_named(name: str, where: str = "environment", key: str = VARIABLE) -> Fo
 def follow_environment() -> None:
     """Log JSON in an app that Flower has started, if the environment says so; else Flower's ways stay.
 
+    But Flower logs what ends an app with a traceback, and our own errors are written to be read without one.
+
     Raises:
         ConfigError: if the environment names no form.
     """
+    flower = logging.getLogger("flwr")
+    if _plainly not in flower.filters:
+        flower.addFilter(_plainly)
     if form_named(os.environ.get(VARIABLE, "")) == "json":
         log_to_stderr("json")
+
+
+def _plainly(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UserError):
+        record.msg, record.args, record.exc_info = "%s: %s", (record.getMessage(), error), None
+    return True
 
 
 def log_to_stderr(form: Form, *, site: str = "", quote: bool = True) -> None:

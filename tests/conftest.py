@@ -96,9 +96,9 @@ def run_app(tmp_path_factory: pytest.TempPathFactory) -> RunApp:
 def loggers_as_before() -> Iterator[None]:
     """Let a test change where lines of the log come out."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+    before = [(one.handlers, one.propagate, one.level, [*one.filters]) for one in loggers]
     yield
     logging.captureWarnings(False)
-    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        one.handlers, one.propagate = handlers, propagate
+    for one, (handlers, propagate, level, filters) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate, one.filters = handlers, propagate, filters
         one.setLevel(level)

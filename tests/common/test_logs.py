@@ -92,3 +92,20 @@ def test_an_app_follows_the_environment(monkeypatch, capsys):
     logging.getLogger("flwr").info("once")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["message"] for line in lines] == ["as Flower says", "as others say", "once"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_flower_says_of_our_own_errors_has_no_traceback(capsys, monkeypatch, form):
+    monkeypatch.setenv(VARIABLE, form)
+    log_to_stderr(form)
+    follow_environment()
+    follow_environment()
+    flower = logging.getLogger("flwr")
+    for error in (UserError("roll call: 0 sites took part"), RuntimeError("a bug")):
+        try:
+            raise error
+        except Exception as caught:
+            flower.error("%s raised an exception", "ServerApp", exc_info=caught)
+    shown = capsys.readouterr().err
+    assert shown.count("ServerApp raised an exception: roll call: 0 sites took part") == 1
+    assert shown.count("Traceback") == 1 and "a bug" in shown
