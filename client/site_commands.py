@@ -251,10 +251,11 @@ def approve(
     policy: PolicyFile = Path("site.toml"),
     who: Annotated[str, typer.Option(help="Who approves; default: this account.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read what a plan would cost, and bind the approval into the ledger; exit code 1 if you say no.
 
-    Without a plan, list those that wait.
+    Without a plan, list those that wait. A plan that was approved before stays so, and nothing is written.
     """
     from client.approval import approve as bind
     from client.approval import plan_named
@@ -265,22 +266,47 @@ def approve(
     read = read_policy(policy)
     asked = asked_plans(read)
     if plan is None:
-        if not (all_waiting := asked.all()):
+        waiting = asked.all()
+        if as_json:
+            _write_json(
+                [
+                    {
+                        "plan": one.digest().hex(),
+                        "study": one.study,
+                        "epsilon": one.epsilon,
+                        "delta": one.delta,
+                    }
+                    for one in waiting
+                ]
+            )
+            return
+        for one in waiting:
+            cost = f"ε = {at_most(one.epsilon)}, δ = {one.delta:g}"
+            screen.print(f"{one.digest().hex()}  study {one.study}, {cost}", markup=False)
+        if not waiting:
             screen.print("no plan waits for approval")
-        for waiting in all_waiting:
-            digest = waiting.digest().hex()
-            screen.print(f"{digest}  study {waiting.study}, ε = {at_most(waiting.epsilon)}", markup=False)
         return
+    if as_json and not yes:
+        raise UserError("--json asks nobody: give --yes with it")
     wanted = plan_named(asked, plan)
     with open_ledger(read) as ledger:
         priced = price(read, ledger, wanted)
-        screen.print(str(priced), markup=False)
-        if not yes and not _agreed("Approve exactly this plan?"):
-            screen.print("not approved")
-            raise typer.Exit(1)
-        bind(ledger, priced, who or getpass.getuser())
+        if not as_json:
+            screen.print(str(priced), markup=False)
+        before = ledger.approved(wanted.study, wanted.digest())
+        if not before:
+            if not yes and not _agreed("Approve exactly this plan?"):
+                screen.print("not approved")
+                raise typer.Exit(1)
+            bind(ledger, priced, who or getpass.getuser())
+        approval = ledger.approved(wanted.study, wanted.digest())
+        assert approval is not None
     asked.drop(wanted)
-    screen.print(f"approved: study {wanted.study}, plan {wanted.digest().hex()}", markup=False)
+    if as_json:
+        _write_json(priced.as_json() | {"approved_by": approval.who, "approved_at": approval.when})
+        return
+    said = f"approved before, by {before.who}, {before.when}" if before else "approved"
+    screen.print(f"{said}: study {wanted.study}, plan {wanted.digest().hex()}", markup=False)
 
 
 @site.command()
@@ -320,7 +346,7 @@ def ledger(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> N
 
 
 @site.command()
-def verify(policy: PolicyFile = Path("site.toml")) -> None:
+def verify(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> None:
     """Check the ledger and every ε by a second accountant, and say what is guaranteed.
 
     Exit code 1 if anything is wrong with the ledger or the log of releases.
@@ -332,9 +358,12 @@ def verify(policy: PolicyFile = Path("site.toml")) -> None:
     read = read_policy(policy)
     with open_ledger(read) as opened:
         verdict = verify_books(opened, release_log(read))
-    for finding in verdict.findings:
-        screen.print(f"FAIL  {finding}", markup=False)
-    screen.print(verdict.guarantee, markup=False)
+    if as_json:
+        _write_json(asdict(verdict))
+    else:
+        for finding in verdict.findings:
+            screen.print(f"FAIL  {finding}", markup=False)
+        screen.print(verdict.guarantee, markup=False)
     if verdict.findings:
         raise typer.Exit(1)
 

@@ -120,7 +120,7 @@ def test_a_run_config_that_is_not_right_is_named(hospital, run_config):
     assert refused.returncode == 2 and "privacy.epsilon" in refused.stderr
 
 
-def test_a_person_approves_what_a_courier_brought(hospital):
+def test_a_person_approves_what_a_courier_brought(hospital, tmp_path):
     hospital.amend({"approval = false": "approval = true"})
     plan = hospital.plan()
     asked_plans(read_policy(hospital.policy_path)).keep(plan)
@@ -132,13 +132,32 @@ def test_a_person_approves_what_a_courier_brought(hospital):
     assert approved.returncode == 0, approved.stderr
     assert "This run costs" in approved.stdout and digest in approved.stdout
     assert digest not in hospital.run("approve").stdout
+    (tmp_path / "plan.json").write_bytes(plan.canonical())
+    again = hospital.run("approve", str(tmp_path / "plan.json"), "--who", "Dr. No")
+    assert again.returncode == 0 and "approved before, by Dr. Who" in again.stdout
     with hospital.open() as site:
+        assert [entry.kind for entry in site.ledger.entries()].count("approve") == 1
         bound = site.ledger.approved("study-1", plan.digest())
         assert bound.who == "Dr. Who" and json.loads(bound.quote)["plan"] == digest
         site.custodian.accept_proxy(hospital.proxy.to_bytes())
         assert isinstance(decode_answer(site.custodian.learn(hospital.task().encode())), Release)
         other = decode_answer(site.custodian.learn(hospital.task(1, hospital.plan(rounds=2)).encode()))
         assert isinstance(other, Refusal) and other.rule is Rule.NOT_APPROVED
+
+
+def test_a_program_can_list_and_approve_plans(hospital):
+    hospital.amend({"approval = false": "approval = true"})
+    assert json.loads(hospital.run("approve", "--json").stdout) == []
+    asked_plans(read_policy(hospital.policy_path)).keep(hospital.plan())
+    (waiting,) = json.loads(hospital.run("approve", "--json").stdout)
+    assert waiting["study"] == "study-1" and waiting["epsilon"] == hospital.plan().epsilon
+    asked = hospital.run("approve", waiting["plan"], "--json")
+    assert asked.returncode == 2 and "give --yes" in asked.stderr and not asked.stdout
+    approved = json.loads(
+        hospital.run("approve", waiting["plan"], "--yes", "--json", "--who", "a robot").stdout
+    )
+    assert approved["plan"] == waiting["plan"] and approved["approved_by"] == "a robot"
+    assert json.loads(hospital.run("approve", "--json").stdout) == []
 
 
 def test_the_books_can_be_read_and_verified(hospital):
@@ -152,11 +171,15 @@ def test_the_books_can_be_read_and_verified(hospital):
     assert "study-1" in hospital.run("ledger").stdout
     sound = hospital.run("verify")
     assert sound.returncode == 0, sound.stdout
+    told = json.loads(hospital.run("verify", "--json").stdout)
+    assert told == {"findings": [], "guarantee": " ".join(sound.stdout.split())}
     assert "Releases in the ledger: 1; sent, by the log of releases: 1." in sound.stdout
     with hospital.open() as site:
         site.releases.note("study-1", 2, b"something else")
     forged = hospital.run("verify")
     assert forged.returncode == 1 and "that the ledger doesn't hold" in forged.stdout
+    told = hospital.run("verify", "--json")
+    assert told.returncode == 1 and "that the ledger doesn't hold" in json.loads(told.stdout)["findings"][0]
 
 
 def test_what_waits_for_a_person_is_not_called_refused(hospital):
