@@ -4,6 +4,7 @@ Commands live with the room they belong to; this file only hangs the doors, and 
 into one line and an exit code.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -51,10 +52,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         _stand_somewhere()
-        cli()
+        try:
+            cli()
+        finally:
+            if sys.stdout:  # flushed here, where it can be said if that fails
+                sys.stdout.flush()
     except UserError as error:
         _say(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is not None or error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = None  # or Python would try once more
+        _say(f"standard output can't be written: {error.strerror}")
+        sys.exit(2)
     except SystemExit as end:  # what typer makes of Ctrl-C, too
         if end.code in (INTERRUPTED, TERMINATED):
             _say("interrupted; nothing half-written is left")

@@ -13,18 +13,18 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
-from common.config import FeatureKind, Layers
+from common.config import FeatureKind, Layers, RunConfig
 from common.errors import ConfigError, UserError
 from common.messages import Rule
-from common.plan import Plan
+from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM, TERMS, Plan
 from common.runs import disk_errors
 from common.settings_files import read_settings
 from common.strict import Strict
@@ -34,6 +34,13 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 ANY = "*"
+KNOWN: Mapping[str, Sequence[str]] = {
+    "methods": tuple(TERMS),
+    "features": get_args(FeatureKind),
+    "codecs": get_args(RunConfig.model_fields["codec"].annotation),
+    "purchases": (LABEL_HISTOGRAM, HOLD_OUT_ACCURACY),
+}
+"""What lists of names may hold. Models aren't among it: theirs are known where torch is."""
 
 LONGEST_SOCKET_PATH = 107
 """Bytes; the kernel takes no longer path for a Unix socket."""
@@ -84,6 +91,21 @@ class AllowPolicy(Strict):
     epochs: Count = 1000
     """Passes over the public cases in one task: they cost no budget, but time."""
 
+    @field_validator("methods", "features", "codecs", "purchases")
+    @classmethod
+    def _there_are_such(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = KNOWN[str(info.field_name)]
+        if strange := [name for name in names if name != ANY and name not in known]:
+            raise ValueError(f"some of {', '.join(known)}, or *; there is no {strange[0]!r}")
+        return names
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_digests(cls, digests: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in digests if one != ANY and not re.fullmatch("[0-9a-f]{64}", one)]:
+            raise ValueError(f"digests of 64 hexadecimal digits, or *; {wrong[0]!r} is neither")
+        return digests
+
 
 class StudentPolicy(Strict):
     """The student this site trains, if not the one that the coordinator proposes."""
@@ -132,7 +154,8 @@ class SitePolicy(Strict):
         """The first rule that objects to a plan, with the reason for the site's own log."""
         for reason, holds in RULES:
             if not holds(self, plan):
-                return Rule.NOT_ALLOWED, reason
+                bought = ", ".join(one.name for one in plan.purchases())
+                return Rule.NOT_ALLOWED, reason.format(policy=self, plan=plan, bought=bought)
         return None
 
 
@@ -231,22 +254,45 @@ def _noisy_enough(policy: SitePolicy, plan: Plan) -> bool:
 
 
 RULES: tuple[tuple[str, Callable[[SitePolicy, Plan], bool]], ...] = (
-    ("allow.studies does not list the study", lambda p, plan: _listed(plan.study, p.allow.studies)),
-    ("allow.methods does not list the method", lambda p, plan: _listed(plan.method, p.allow.methods)),
-    ("allow.models or allow.features does not list the student", _architecture_allowed),
-    ("allow.proxies does not list the proxy", lambda p, plan: p.takes_proxy(plan.proxy_digest)),
-    ("allow.codecs does not list the codec", lambda p, plan: _listed(plan.codec, p.allow.codecs)),
-    ("allow.purchases does not list a statistic", _purchases_allowed),
+    ("allow.studies does not list {plan.study}", lambda p, plan: _listed(plan.study, p.allow.studies)),
+    ("allow.methods does not list {plan.method}", lambda p, plan: _listed(plan.method, p.allow.methods)),
+    (
+        "allow.models or allow.features does not list {plan.student.model} behind {plan.student.features}",
+        _architecture_allowed,
+    ),
+    ("allow.proxies does not list {plan.proxy_digest}", lambda p, plan: p.takes_proxy(plan.proxy_digest)),
+    ("allow.codecs does not list {plan.codec}", lambda p, plan: _listed(plan.codec, p.allow.codecs)),
+    ("allow.purchases does not list all of {bought}", _purchases_allowed),
     ("data.hold-out is 0", lambda p, plan: p.data.hold_out > 0 or not plan.hold_out_share),
-    ("more than allow.rounds", lambda p, plan: plan.rounds <= p.allow.rounds),
-    ("more than allow.steps-per-round", lambda p, plan: plan.steps_per_round <= p.allow.steps_per_round),
-    ("more than allow.epochs", lambda p, plan: plan.student.epochs <= p.allow.epochs),
-    ("clipping norm above allow.clipping-norm", lambda p, plan: plan.clipping_norm <= p.allow.clipping_norm),
-    ("unit other than data.unit", lambda p, plan: plan.unit == p.data.unit),
-    ("δ above budget.delta", lambda p, plan: plan.delta <= p.budget.delta),
-    ("ε above budget.run-epsilon", lambda p, plan: plan.epsilon <= p.budget.run_epsilon),
-    ("σ below allow.noise-multiplier", _noisy_enough),
+    (
+        "{plan.rounds} rounds are more than allow.rounds = {policy.allow.rounds}",
+        lambda p, plan: plan.rounds <= p.allow.rounds,
+    ),
+    (
+        "{plan.steps_per_round} steps a round are more than allow.steps-per-round = "
+        "{policy.allow.steps_per_round}",
+        lambda p, plan: plan.steps_per_round <= p.allow.steps_per_round,
+    ),
+    (
+        "{plan.student.epochs} epochs are more than allow.epochs = {policy.allow.epochs}",
+        lambda p, plan: plan.student.epochs <= p.allow.epochs,
+    ),
+    (
+        "clipping norm {plan.clipping_norm:g} is above allow.clipping-norm = {policy.allow.clipping_norm:g}",
+        lambda p, plan: plan.clipping_norm <= p.allow.clipping_norm,
+    ),
+    ("unit {plan.unit} is not data.unit = {policy.data.unit}", lambda p, plan: plan.unit == p.data.unit),
+    (
+        "δ = {plan.delta:g} is above budget.delta = {policy.budget.delta:g}",
+        lambda p, plan: plan.delta <= p.budget.delta,
+    ),
+    (
+        "ε = {plan.epsilon:g} is above budget.run-epsilon = {policy.budget.run_epsilon:g}",
+        lambda p, plan: plan.epsilon <= p.budget.run_epsilon,
+    ),
+    ("σ is below allow.noise-multiplier = {policy.allow.noise_multiplier:g}", _noisy_enough),
 )
+"""What is wrong, with the plan's value, and the rule that says so."""
 
 
 def read_policy(path: Path) -> ServedPolicy:

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -124,9 +125,13 @@ def _memory(policy: ServedPolicy) -> str:
 
 
 def _models(policy: ServedPolicy) -> str:
-    from common.models import build, private_ready
+    from common.models import REGISTRY, build, private_ready
 
     named = [*policy.allow.models, *([policy.student.model] if policy.student else [])]
+    if strange := [name for name in named if ":" not in name and name not in (ANY, *REGISTRY)]:
+        near = get_close_matches(strange[0], REGISTRY, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"there is no model {strange[0]!r}: {', '.join(REGISTRY)}, or module:Class{hint}")
     own = [*dict.fromkeys(name for name in named if ":" in name)]
     proxies = list(shelf_of(policy).all_proxies())
     for name in own:

@@ -125,6 +125,8 @@ class PrivateRecords:
         """
         complaints: list[str] = []
         records = self._read(complaints.append)
+        if len(records) == 0 and not preprocessings:
+            complaints.append("there are no records")
         return complaints + [fault for one in preprocessings for fault in check_schema(records, one)]
 
     def _cases(self, proxy: Proxy) -> tuple[Cases, Cases]:
@@ -163,7 +165,7 @@ class Nobody(PrivateRecords):
 
 
 def _log_fault(complaint: str) -> None:
-    log.warning("%s; what can't be read counts as missing, a record without a label as absent", complaint)
+    log.warning("%s; what can't be read counts as missing, a record without a label is left out", complaint)
 
 
 def _encode(preprocessing: Preprocessing, records: Records) -> Cases:

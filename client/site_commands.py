@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from common.accounting import Unit
 from common.errors import UserError
@@ -262,6 +263,7 @@ def approve(
     from client.policy import read_policy
     from client.quote import quote as price
     from client.served import asked_plans, open_ledger
+    from common.messages import Rule
 
     read = read_policy(policy)
     asked = asked_plans(read)
@@ -294,11 +296,14 @@ def approve(
         if not as_json:
             screen.print(str(priced), markup=False)
         before = ledger.approved(wanted.study, wanted.digest())
+        if priced.refused_by not in (None, Rule.NOT_APPROVED):
+            raise UserError(f"not approved, since it would be refused all the same: {priced.reason}")
         if not before:
             if not yes and not _agreed("Approve exactly this plan?"):
                 screen.print("not approved")
                 raise typer.Exit(1)
             bind(ledger, priced, who or getpass.getuser())
+            priced = price(read, ledger, wanted)
         approval = ledger.approved(wanted.study, wanted.digest())
         assert approval is not None
     asked.drop(wanted)
@@ -336,8 +341,10 @@ def ledger(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> N
     for one in entries:
         body = one.body
         events = ", ".join(map(_in_words, body.get("events", ())))
+        if one.kind == "approve":
+            events = f"plan {body['plan'][:8]}, by {body['who']}"
         place = body.get("study", ""), str(body.get("round", ""))
-        table.add_row(str(one.number), one.when, one.kind, *place, events)
+        table.add_row(*map(Text, (str(one.number), one.when, one.kind, *place, events)))
     screen.print(table)
     for name, spent in spending.studies.items():
         screen.print(f"study {name}: {spent}", markup=False)
@@ -352,12 +359,18 @@ def verify(policy: PolicyFile = Path("site.toml"), as_json: AsJson = False) -> N
     Exit code 1 if anything is wrong with the ledger or the log of releases.
     """
     from client.books import verify as verify_books
+    from client.ledger import LedgerError
     from client.policy import read_policy
     from client.served import open_ledger, release_log
 
     read = read_policy(policy)
-    with open_ledger(read) as opened:
-        verdict = verify_books(opened, release_log(read))
+    try:
+        with open_ledger(read) as opened:
+            verdict = verify_books(opened, release_log(read))
+    except LedgerError as error:
+        if as_json:
+            _write_json({"findings": [str(error)], "guarantee": ""})
+        raise
     if as_json:
         _write_json(asdict(verdict))
     else:

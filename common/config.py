@@ -44,8 +44,9 @@ CAPS = re.compile(r"(\d{1,3}(\.\d{1,6})?(,\d{1,3}(\.\d{1,6})?)*)?")
 
 def _caps(text: str) -> str:
     """Check numbers with commas between, since a run config holds no lists."""
+    text = text.replace(" ", "")
     if not CAPS.fullmatch(text) or any(float(cap) == 0 for cap in text.split(",") if cap):
-        raise ValueError("numbers above 0 with commas between, such as 0.3,1,3")
+        raise ValueError("numbers from 0.000001 to 999 with commas between, such as 0.3,1,3")
     return text
 
 
@@ -326,9 +327,16 @@ def first_complaint(error: ValidationError, where: str, known: Collection[str] =
         where: What was being read.
         known: Keys that there are, to guess what an unknown one was meant to be.
     """
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
+        strange = {
+            ".".join(map(str, one["loc"])): one["input"]
+            for one in others
+            if one["type"] == "extra_forbidden" and one["loc"][:-1] == first["loc"][:-1]
+        }
+        for misspelt in get_close_matches(key, strange, n=1):
+            return ConfigError(where, misspelt, strange[misspelt], f"a key that exists; did you mean {key}?")
         return UserError(f"{where}: {key} is missing")
     if first["type"] == "union_tag_invalid":
         tag, context = str(first["ctx"]["tag"]), first["ctx"]

@@ -7,7 +7,7 @@ remember the cases it saw. So it is tried on a few random public cases:
 
 1. what it says of a case is the same in company, alone, and after other cases, in training and in use;
 2. no buffer or weight changes by a forward pass, nor the cases themselves, which whoever asks still needs;
-3. it takes a batch of one case and of none, which Poisson sampling draws;
+3. it takes a batch of many cases, of one and of none, which Poisson sampling draws;
 4. Opacus's per-example gradients are as many as there are cases, and each is the gradient of that case alone.
 
 Weights are shaken first, since gradients behind a head that is still zero are zero themselves. Dropout,
@@ -27,7 +27,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from common.errors import UserError
 from common.texts import LEAST_VOCABULARY, is_text
 
-CASES = 4
+CASES, MANY = 4, 64
 SHAKE = 0.1
 """Standard deviation of what is added to each weight."""
 
@@ -48,8 +48,10 @@ def require_cases_apart(model: nn.Module, case_shape: tuple[int, ...]) -> None:
         x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
         try:
             wrong = next(_complaints(tried, x_B, others_B), "")
-        except Exception as error:  # the user's own code may raise anything
-            wrong = f"it fails on {CASES} cases, on one or on none ({type(error).__name__}: {error})"
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything
+            wrong = (
+                f"it fails on {MANY} cases, on {CASES}, on one or on none ({type(error).__name__}: {error})"
+            )
     if wrong:
         raise UserError(f"{type(model).__name__} can't be trained in private: {wrong}")
 
@@ -64,23 +66,43 @@ def require_frozen_apart(trunk: nn.Module, case_shape: tuple[int, ...]) -> None:
     Raises:
         UserError: saying why nothing can be trained in private above them.
     """
+    if wrong := _wrong_in_use(copy.deepcopy(trunk), case_shape):
+        raise UserError(f"nothing can be trained in private above {type(trunk).__name__}: {wrong}")
+
+
+def require_judgement_apart(teacher: nn.Module, case_shape: tuple[int, ...]) -> None:
+    """Try a model that public cases train: what it says of a case, once trained, must be its own alone.
+
+    Args:
+        teacher: Maps (B, *case_shape) to logits; it is left as it is.
+        case_shape: Shape of one case.
+
+    Raises:
+        UserError: saying why it can't be a teacher.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tried = copy.deepcopy(trunk).eval()
+        tried = shaken(teacher)
+    if wrong := _wrong_in_use(tried, case_shape):
+        raise UserError(f"{type(teacher).__name__} can't be a teacher: {wrong}")
+
+
+def _wrong_in_use(tried: nn.Module, case_shape: tuple[int, ...]) -> str:
+    tried.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
         together, before = _says(tried, x_B), _numbers(tried)
         alone = torch.cat([_says(tried, case[None]) for case in x_B])
         _says(tried, others_B)
         after = _numbers(tried)
-        wrong = ""
         if not _close(alone, together):
-            wrong = "what it makes of a case depends on the others in the batch"
-        elif not all(torch.equal(before[name], after[name]) for name in before):
-            wrong = "a forward pass changes its weights or buffers"
-        elif not _close(_says(tried, x_B, chance=1), together):
-            wrong = "it draws chance, or remembers cases"
-    if wrong:
-        raise UserError(f"nothing can be trained in private above {type(trunk).__name__}: {wrong}")
+            return "what it makes of a case depends on the others in the batch"
+        if not all(torch.equal(before[name], after[name]) for name in before):
+            return "a forward pass changes its weights or buffers"
+        if not _close(_says(tried, x_B, chance=1), together):
+            return "it draws chance, or remembers cases"
+    return ""
 
 
 def tried_cases(case_shape: tuple[int, ...]) -> Tensor:
@@ -103,6 +125,8 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def _complaints(model: nn.Module, x_B: Tensor, others_B: Tensor) -> Iterator[str]:
+    if not any(weight.requires_grad for weight in model.parameters()):
+        yield "none of its weights can be trained"
     untouched, given_B = x_B._version, x_B.clone()
     in_use = _says(model.eval(), x_B)
     model.train()
@@ -111,11 +135,15 @@ def _complaints(model: nn.Module, x_B: Tensor, others_B: Tensor) -> Iterator[str
     if x_B._version != untouched or not torch.equal(x_B, given_B):
         yield "it changes its cases in place"
     if not _close(_says(model, x_B, chance=1), together):
-        yield "it draws chance other than by torch.nn's dropout layers, so nothing else can be tried"
+        yield (
+            "of the same cases it says something else the second time: it draws chance other than by "
+            "torch.nn's dropout layers, or remembers cases"
+        )
     alone = torch.cat([_says(model, case[None]) for case in x_B])
     if not _close(alone, together):
         yield "what it says of a case depends on the others in the batch"
     _says(model, others_B)
+    _says(model, x_B.repeat(MANY // CASES, *[1] * (x_B.dim() - 1)))
     after = _numbers(model)
     if not all(torch.equal(before[name], after[name]) for name in before):
         yield "a forward pass changes its weights or buffers, which no noise protects"

@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.config import Layers
 from common.errors import ConfigError, UserError
-from common.fitness import require_cases_apart
+from common.fitness import CASES, require_cases_apart, tried_cases
 from common.runs import write_whole
 from common.texts import LARGEST_VOCABULARY, PADDING, is_text
 
@@ -207,7 +207,7 @@ def build(
 
 
 def load_by_path(path: str, case_shape: CaseShape, num_classes: int) -> nn.Module:
-    """Import a model of the user's own and try it on two blank cases.
+    """Import a model of the user's own and try it on a few random cases.
 
     Args:
         path: `module:Class`, or any other callable that takes (case_shape, num_classes) and returns an
@@ -216,7 +216,8 @@ def load_by_path(path: str, case_shape: CaseShape, num_classes: int) -> nn.Modul
         num_classes: C.
 
     Raises:
-        ConfigError: if it can't be imported or built, or doesn't map cases to finite logits (N, C).
+        ConfigError: if it can't be imported or built, or doesn't map cases to finite logits (N, C), or
+            doesn't leave them as they are.
     """
     module_name, _, attribute = path.partition(":")
     try:
@@ -230,17 +231,24 @@ def load_by_path(path: str, case_shape: CaseShape, num_classes: int) -> nn.Modul
         raise _refused(path, f"a class that takes {arguments} ({_named(error)})") from error
     if not isinstance(model, nn.Module):
         raise _refused(path, f"a class that makes a torch.nn.Module, not a {type(model).__name__}")
-    expected = f"a model that maps x of shape {(2, *case_shape)} to finite logits of shape {(2, num_classes)}"
-    was_training = model.training
+    shapes = f"x of shape {(CASES, *case_shape)} to finite logits of shape {(CASES, num_classes)}"
+    expected, was_training = f"a model that maps {shapes}", model.training
     try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *case_shape))
-    except Exception as error:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            x_B = tried_cases(case_shape)
+            given_B = x_B.clone()
+            logits = model.eval()(x_B)
+    except (Exception, SystemExit) as error:
         raise _refused(path, f"{expected} ({_named(error)})") from error
     if not isinstance(logits, Tensor):
         raise _refused(path, f"{expected}, not a {type(logits).__name__}")
-    if logits.shape != (2, num_classes) or not bool(logits.isfinite().all()):
-        raise _refused(path, f"{expected}, not {tuple(logits.shape)} or numbers that aren't finite")
+    if logits.shape != (CASES, num_classes):
+        raise _refused(path, f"{expected}, not {tuple(logits.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise _refused(path, f"{expected}, not numbers that aren't finite")
+    if not torch.equal(x_B, given_B):
+        raise _refused(path, "a model that leaves its cases as they are: others still need them")
     return model.train(was_training)
 
 
@@ -267,7 +275,7 @@ def _refused(name: str, expected: str) -> ConfigError:
     return ConfigError("models", "model", name, expected)
 
 
-def _named(error: Exception) -> str:
+def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

@@ -142,7 +142,7 @@ class Numeric(Strict):
 
     def encode(self, values_N: AnyArray, limit: float) -> Float32s:
         """Encode (N,) numbers as (N, D) float32: the number within ±limit, then zeros and ones."""
-        known_N = _plausible(np.asarray(values_N, dtype=np.float64), self.low, self.high)
+        known_N = plausible(np.asarray(values_N, dtype=np.float64), self.low, self.high)
         missing_N = np.isnan(known_N)
         with np.errstate(over="ignore"):  # what overflows is clipped to the limit
             z_N = (_transformed(known_N, self.transform, self.floor) - self.mean) / self.scale
@@ -345,9 +345,12 @@ def _complaint(records: Records, feature: Feature, limit: float) -> str:
                 known_names = ", ".join(feature.categories)
                 return f"{feature.name}: some names are none of {known_names}; they count as missing"
         case Numeric():
-            known = _plausible(values, feature.low, feature.high)
-            if np.any(np.isnan(known) & ~np.isnan(values)):
-                return f"{feature.name}: some values are outside the plausible range; they count as missing"
+            known = plausible(values, feature.low, feature.high)
+            if outside := int(np.sum(np.isnan(known) & ~np.isnan(values))):
+                low = "" if feature.low is None else f" below {feature.low:g}"
+                high = "" if feature.high is None else f" above {feature.high:g}"
+                where = " or".join(filter(None, (low, high)))
+                return f"{feature.name}: {outside} values lie{where}, which can't be; they count as missing"
             z = _transformed(known[~np.isnan(known)], feature.transform, feature.floor) - feature.mean
             if len(z) and np.median(np.abs(z)) > limit * feature.scale / 2:
                 return f"{feature.name}: most values are far from the proxy's; is the unit the same?"
@@ -379,7 +382,7 @@ def _fit(spec: FeatureSpec, records: Records) -> Feature:
 
 
 def _fit_numeric(spec: NumericSpec, values: AnyArray) -> Numeric:
-    known = _plausible(values, spec.low, spec.high)
+    known = plausible(values, spec.low, spec.high)
     known = known[np.isfinite(known)]
     positive = known[known > 0]
     floor = _rounded(float(positive.min()) / 2) if len(positive) else 1.0
@@ -416,7 +419,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _plausible(values: Floats, low: float | None, high: float | None) -> Floats:
+def plausible(values: Floats, low: float | None, high: float | None) -> Floats:
+    """Turn what lies beyond the bounds of what can be into NaN, which is missing."""
     out = np.zeros(len(values), dtype=bool)
     if low is not None:
         out |= values < low

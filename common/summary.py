@@ -68,7 +68,7 @@ class Results(Part):
     sites_alone_each: dict[str, Metrics] | None = None
     """The same, site by site."""
     federation: Annotated[Metrics, Field(min_length=1)]
-    """The central model after the last round."""
+    """The central model in the end: after the last round, or what `patience` or `validated` chose."""
     student: Metrics | None = None
     """The student that is sent back to the sites."""
     pooled_dp: Metrics | None = None

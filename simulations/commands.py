@@ -142,7 +142,7 @@ def compare(
         progress.update(bar, description="done", completed=progress.tasks[0].total)
     except BaseException:
         progress.stop()
-        if working_folder(final).exists():
+        if progress.tasks[0].total and working_folder(final).exists():  # what was refused has begun no cell
             screen.print("What is finished is kept: the same command goes on from there.")
         raise
     finally:
@@ -161,7 +161,9 @@ def parse_epsilons(text: str) -> list[float]:
     except ValueError:
         epsilons = []
     if not epsilons or not all(0 < epsilon <= 1e3 for epsilon in epsilons):
-        raise UserError(f"--epsilons {text!r} is refused: expected numbers above 0, such as 1,3,8")
+        raise UserError(
+            f"--epsilons {text!r} is refused: expected numbers above 0, up to 1000, such as 1,3,8"
+        )
     return epsilons
 
 
@@ -172,7 +174,8 @@ def parse_seeds(text: str) -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63:
-        raise UserError(f"--seeds {text!r} is refused: expected numbers with commas between, such as 0,1,2")
+        expected = "whole numbers from 0 to 2^63 - 1 with commas between, such as 0,1,2"
+        raise UserError(f"--seeds {text!r} is refused: expected {expected}")
     return seeds
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from common.config import RunConfig, Scalar
 from common.datasets import load_public
-from common.errors import UserError
+from common.errors import ConfigError, UserError
 from common.metrics import headline_metric
 from common.runs import RunFolder, disk_errors
 from common.summary import Metrics, statistic
@@ -50,6 +50,9 @@ def ask(
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise UserError(f"--methods {unknown[0]!r} is refused: expected some of {', '.join(METHODS)}")
+    if config.privacy.site_epsilons:
+        expected = "no caps: a comparison holds every site to one ε under every method"
+        raise ConfigError("run config", "privacy.site-epsilons", config.privacy.site_epsilons, expected)
     flat = config.flat()
     at = [
         RunConfig.from_run_config({**flat, "privacy.epsilon": epsilon}, "--epsilons") for epsilon in epsilons
@@ -113,7 +116,7 @@ def _hold(question: Question, folder: RunFolder) -> None:
     except ValidationError:
         raise UserError(f"{path} is not a question of this version: remove {folder.path}") from None
     else:
-        _same(question, found, folder.final)
+        _same(question, found, folder.path)
     with disk_errors(folder.path / CELLS):
         (folder.path / CELLS).mkdir(exist_ok=True)
 
@@ -146,14 +149,22 @@ def _answers(config: RunConfig, question: Question, folder: Path, on_cell: OnCel
     for done, cell in enumerate(cells):
         on_cell(cell, done, len(cells))
         path = folder / f"{cell.method}-{cell.epsilon or 'any'}-{cell.seed}.json"
-        if path.exists():
-            answers.append(Answer.model_validate_json(path.read_bytes(), strict=True))
+        if (kept := _kept(path)) is not None:
+            answers.append(kept)
             continue
         if cell.seed not in benches:
             benches = {cell.seed: Bench.open(_at(config, cell))}
         answers.append(_answer(config, cell, benches[cell.seed]))
         write(answers[-1], path)
     return answers
+
+
+def _kept(path: Path) -> Answer | None:
+    """A cell that was finished before; one that can't be read is worked out again."""
+    try:
+        return Answer.model_validate_json(path.read_bytes(), strict=True)
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _at(config: RunConfig, cell: Cell) -> RunConfig:

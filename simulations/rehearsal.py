@@ -15,7 +15,7 @@ from client.private_data import dealt_records
 from common.config import RunConfig
 from common.datasets import load_public, sites
 from common.errors import UserError
-from common.preprocessing import Preprocessing
+from common.preprocessing import Preprocessing, plausible
 from common.records import Records
 
 TABLE, TARGET, PATIENT = "patients.csv", "diagnosis", "patient"
@@ -36,21 +36,24 @@ def write_sites(config: RunConfig, folder: Path) -> list[Path]:
         place = folder / site.name
         try:
             place.mkdir(parents=True)
-            _write_table(place / TABLE, records)
+            _write_table(place / TABLE, records, preprocessing)
             text = _description(preprocessing, records, site.name, site.declared_size)
             (place / "data.toml").write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{place} can't be written: {error.strerror}") from None
+            raise UserError(f"{place} can't be written: {error.strerror}; choose another place") from None
         written.append(place / "data.toml")
     return written
 
 
-def _write_table(path: Path, records: Records) -> None:
+def _write_table(path: Path, records: Records, preprocessing: Preprocessing) -> None:
     columns = {TARGET: records.target} | dict(records.columns)
+    for feature in preprocessing.features:
+        if feature.kind == "numeric":  # what can't be, such as a cholesterol of 0, counts as missing anyway
+            columns[feature.name] = plausible(columns[feature.name], feature.low, feature.high)
     if records.patients is not None:
         columns[PATIENT] = records.patients
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
+        table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)
         for row in range(len(records)):
             table.writerow(_spelt(values[row]) for values in columns.values())

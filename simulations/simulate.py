@@ -84,6 +84,9 @@ def check(config: RunConfig, seeds: Sequence[int]) -> None:
     """Refuse what can be refused before anything starts."""
     if len(set(seeds)) != len(seeds):
         raise UserError(f"--seeds {','.join(map(str, seeds))}: a seed occurs twice")
+    if config.resumable:
+        expected = "false: a simulation starts anew; flwr run and grandrounds federation resume go on"
+        raise ConfigError("run config", "resumable", True, expected)
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed})
         public = load_public(seeded)

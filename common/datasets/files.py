@@ -264,8 +264,10 @@ def _number(cell: object, missing: Sequence[str]) -> float | None:
 
 
 def _csv(path: Path, wanted: Sequence[str]) -> _Contents:
-    lines = path.read_bytes().removeprefix(BOM_UTF8).splitlines()
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    content = path.read_bytes().removeprefix(BOM_UTF8)
+    # As editors and `sed` count lines; a carriage return within one is no end of it, where there are others.
+    lines = content.split(b"\n" if b"\n" in content else b"\r")
+    numbered = ((number, line.rstrip(b"\r")) for number, line in enumerate(lines, 1) if line.strip())
     _, first = next(numbered, (0, b""))
     first.decode()  # or the file isn't UTF-8
     header = _fields(first)

@@ -147,7 +147,10 @@ def load_private(config: RunConfig, site: str) -> Records:
     path, description = _described(config)
     names = [info.name for info in sites(config)]
     if description.pooled is None:
-        return _labelled(_site_records(path, description, site))
+        records = _labelled(_site_records(path, description, site))
+        if len(records) == 0:
+            raise UserError(f"{_file(path, description.sites[site].file)} has no labelled records")
+        return records
     table = _read_all(path, description, description.pooled)
     labelled = table.records.target != ""
     site_names = None if table.site_labels is None else _names_of(description, table.site_labels)[labelled]
@@ -288,12 +291,19 @@ def _public_table(
 def _validation_and_test(
     config: RunConfig, path: Path, description: Description, files: PublicFiles
 ) -> tuple[Records, Records]:
-    test = _labelled(_public_table(path, description, files.test))
+    test = _labelled_table(path, description, files.test)
     if files.validation:
-        return _labelled(_public_table(path, description, files.validation)), test
+        return _labelled_table(path, description, files.validation), test
     order = generator(config.seed, "split").permutation(len(test))
     fifth = max(1, len(test) // 5)
     return test.take(np.sort(order[:fifth])), test.take(np.sort(order[fifth:]))
+
+
+def _labelled_table(path: Path, description: Description, file: str) -> Records:
+    records = _labelled(_public_table(path, description, file))
+    if len(records) == 0:
+        raise UserError(f"{_file(path, file)}: no record has a label in {description.target!r}")
+    return records
 
 
 def _part(records: Records, config: RunConfig, key: str, size: int) -> Records:

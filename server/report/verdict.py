@@ -84,7 +84,7 @@ CONTENDERS = (
         kind="sites",
         name="Sites alone, on average",
         in_a_sentence="a site alone, on average",
-        meaning="Each site trains by itself under the same privacy budget.",
+        meaning="Each site trains by itself, under its own privacy budget.",
         absent=_NEEDS_BUDGET,
     ),
     Contender(
@@ -92,7 +92,7 @@ CONTENDERS = (
         kind="federation",
         name="Federation",
         in_a_sentence="the federation",
-        meaning="The central model after the last round.",
+        meaning="The central model in the end.",
         absent="not computed",
     ),
     Contender(
@@ -122,6 +122,29 @@ CONTENDERS = (
 )
 
 
+POOLED_AT_THE_LARGEST = Contender(
+    key="pooled_dp",
+    kind="pooled",
+    name="All records pooled, largest ε",
+    in_a_sentence="one trusted party holding all records under the largest of the sites' ε",
+    meaning="One trusted party holds all records, under the largest of the sites' budgets, same start.",
+    absent=_NEEDS_ALL,
+)
+"""What `pooled_dp` is where sites' budgets differ: no one party can be held to all of them."""
+
+
+def contenders(summary: Summary) -> tuple[Contender, ...]:
+    """The contenders, as they are called in this run."""
+    if not budgets_differ(summary):
+        return CONTENDERS
+    return tuple(POOLED_AT_THE_LARGEST if one.key == "pooled_dp" else one for one in CONTENDERS)
+
+
+def budgets_differ(summary: Summary) -> bool:
+    """Whether sites planned with other ε than one another."""
+    return len({line.epsilon for line in summary.privacy}) > 1
+
+
 @dataclass(frozen=True)
 class Line:
     """A contender, or one site alone, as tables and pictures show it; `metrics` is None if not computed."""
@@ -138,7 +161,7 @@ class Line:
 def lines(summary: Summary) -> list[Line]:
     """List the contenders in the order of reading, each single site below the mean of the sites."""
     found = []
-    for contender in CONTENDERS:
+    for contender in contenders(summary):
         metrics: Metrics | None = getattr(summary.results, contender.key)
         found.append(
             Line(
@@ -248,7 +271,7 @@ def best_site(summary: Summary) -> tuple[str, Statistic] | None:
 def _best_of(summary: Summary, keys: Sequence[str]) -> tuple[str, Statistic] | None:
     found = [
         (contender.in_a_sentence, metrics[summary.headline_metric])
-        for contender in CONTENDERS
+        for contender in contenders(summary)
         if contender.key in keys
         and (metrics := getattr(summary.results, contender.key)) is not None
         and summary.headline_metric in metrics
@@ -327,8 +350,10 @@ def _had_it_been_labelled(summary: Summary, ours: Statistic) -> list[str]:
 
 def _price(summary: Summary, ours: Statistic) -> list[str]:
     reached = []
+    same = "under the same privacy budget", "keeping the records apart cost"
+    largest = "under the largest of the sites' ε", "keeping the records apart, some of them under less, cost"
     for key, condition, price in (
-        ("pooled_dp", "under the same privacy budget", "keeping the records apart cost"),
+        ("pooled_dp", *(largest if budgets_differ(summary) else same)),
         ("pooled_no_privacy", "without privacy", "privacy and keeping the records apart cost"),
     ):
         pooled = _best_of(summary, (key,))

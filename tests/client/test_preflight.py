@@ -104,6 +104,12 @@ def test_a_model_that_does_not_fit_in_memory_is_named(hospital, monkeypatch):
     assert not memory.passed and "mlp may need" in memory.says and "[student]" in memory.says
 
 
+def test_a_model_that_there_is_not_is_named_before_it_serves(hospital):
+    hospital.amend({'models = ["linear",': 'models = ["lineer",'})
+    (found,) = (one for one in preflight(hospital.policy_path) if one.check == "models")
+    assert not found.passed and "'lineer'" in found.says and "did you mean linear?" in found.says
+
+
 def test_a_model_that_mixes_cases_is_named_before_it_serves(hospital, monkeypatch):
     keep_proxy(hospital)
     (hospital.folder / "our_models.py").write_text(

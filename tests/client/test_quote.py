@@ -157,7 +157,20 @@ def test_a_program_can_list_and_approve_plans(hospital):
         hospital.run("approve", waiting["plan"], "--yes", "--json", "--who", "a robot").stdout
     )
     assert approved["plan"] == waiting["plan"] and approved["approved_by"] == "a robot"
+    assert approved["refused_by"] is None
+    assert f"plan {waiting['plan'][:8]}, by a robot" in hospital.run("ledger").stdout
     assert json.loads(hospital.run("approve", "--json").stdout) == []
+
+
+def test_a_plan_that_would_be_refused_is_not_approved(hospital):
+    hospital.amend({"approval = false": "approval = true"})
+    plan = hospital.plan(epsilon=5.0)
+    asked_plans(read_policy(hospital.policy_path)).keep(plan)
+    refused = hospital.run("approve", plan.digest().hex(), "--yes")
+    assert refused.returncode == 2 and "not approved, since it would be refused" in refused.stderr
+    assert "ε = 5 is above budget.run-epsilon" in refused.stderr
+    with hospital.open() as site:
+        assert site.ledger.approved("study-1", plan.digest()) is None
 
 
 def test_the_books_can_be_read_and_verified(hospital):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.fitness import require_cases_apart
+from common.fitness import require_cases_apart, require_judgement_apart
 from common.models import FOR_TEXTS, REGISTRY, build, private_ready
 
 WIDE, CLASSES = 6, 3
@@ -133,6 +133,31 @@ WRONG = {
 def test_what_mixes_folds_or_remembers_cases_is_refused_with_its_reason(kind):
     with pytest.raises(UserError, match=f"{kind.__name__} can't be trained in private: .*({WRONG[kind]})"):
         private_ready(kind(), (WIDE,))
+
+
+class Impatient(nn.Module):
+    """Takes a few cases and no more."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDE, CLASSES)
+
+    def forward(self, x):
+        assert len(x) < 50
+        return self.layer(x)
+
+
+def test_a_model_that_fails_on_many_cases_or_has_nothing_to_train_is_refused():
+    with pytest.raises(UserError, match=r"it fails on 64 cases, on 4, on one or on none \(AssertionError"):
+        private_ready(Impatient(), (WIDE,))
+    with pytest.raises(UserError, match="none of its weights can be trained"):
+        private_ready(nn.Linear(WIDE, CLASSES).requires_grad_(False), (WIDE,))
+
+
+def test_a_teacher_judges_each_case_by_itself():
+    require_judgement_apart(nn.Sequential(nn.Linear(WIDE, CLASSES), nn.BatchNorm1d(CLASSES)), (WIDE,))
+    with pytest.raises(UserError, match=r"Centred can't be a teacher: .*depends on the others in the batch"):
+        require_judgement_apart(Centred(), (WIDE,))
 
 
 class Words(nn.Module):

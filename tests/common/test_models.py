@@ -181,7 +181,7 @@ def test_a_users_own_model(users_module):
         ("ward_models:", "module:Class that can be imported"),
         ("ward_models:Shy", r"a class that takes \(case_shape, num_classes\) = \(\(4,\), 3\)"),
         ("ward_models:dictionary", "a torch.nn.Module, not a dict"),
-        ("ward_models:Narrow", r"finite logits of shape \(2, 3\), not \(2, 1\)"),
+        ("ward_models:Narrow", r"finite logits of shape \(4, 3\), not \(4, 1\)"),
         ("ward_models:Infinite", "finite"),
         ("ward_models:Tuple", "not a tuple"),
     ],

@@ -116,6 +116,24 @@ def with_data(run: RunConfig, **data: object) -> RunConfig:
     return run.model_copy(update={"data": run.data.model_copy(update=data)})
 
 
+def test_a_line_is_counted_as_editors_count_it(tmp_path):
+    config = write(tmp_path)
+    lines = (tmp_path / "north.csv").read_text().splitlines()
+    lines[4] += "\r,9"  # what `sed 5s/$/,9/` makes of a line that Windows has ended
+    (tmp_path / "north.csv").write_bytes("\r\n".join(lines).encode())
+    with pytest.raises(UserError, match="line 5"):
+        load_private(config, "north")
+
+
+@pytest.mark.parametrize("file", ["north", "test"])
+def test_a_file_without_a_labelled_record_is_named(tmp_path, file):
+    config = write(tmp_path)
+    WRITERS[".csv"](frame(8, 1).assign(died=""), tmp_path / f"{file}.csv")
+    with pytest.raises(UserError, match=rf"{file}\.csv.*(no labelled records|no record has a label)"):
+        load_private(config, "north")
+        load_public(config)
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_the_three_formats_say_the_same(tmp_path: Path, suffix: str) -> None:
     run = write(tmp_path, suffix)

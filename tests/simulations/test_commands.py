@@ -85,7 +85,7 @@ def test_a_wrong_setting_is_refused_and_nothing_is_written(command, tmp_path, ov
     [
         (["hart"], "there is no scenario 'hart'"),
         (["--backend", "spark"], "--backend 'spark' is refused: expected inprocess or ray"),
-        (["--seeds", "1,x"], "--seeds '1,x' is refused: expected numbers"),
+        (["--seeds", "1,x"], "--seeds '1,x' is refused: expected whole numbers"),
         (["--seeds", "2,2"], "a seed occurs twice"),
         (["--run-config", "method=fedmd"], "strings in quotes"),
         (["--no-such-option"], "No such option"),

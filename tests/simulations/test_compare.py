@@ -109,6 +109,9 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(answered, tmp_path):
     assert not final.exists() and len(seen) == 7
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".results.partial" / CELLS).iterdir()}
     assert len(kept) == 6
+    damaged = tmp_path / ".results.partial" / CELLS / sorted(kept)[0]
+    damaged.write_text(damaged.read_text()[:40])
+    del kept[damaged.name]
     again = compare(heart(), question(heart()), final, quiet)
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (final / CELLS).iterdir()}.items()
     assert [row.metrics for row in again.rows] == [row.metrics for row in whole.rows]
@@ -224,6 +227,7 @@ def test_without_anybody_who_sends_there_is_no_picture_of_bytes(answered):
         (["--epsilons", "1,x"], "--epsilons '1,x' is refused"),
         (["--epsilons", "1,1"], "--epsilons 1.0,1.0: one of them occurs twice"),
         (["--seeds", "1,1"], "--seeds 1,1: one of them occurs twice"),
+        (["--run-config", 'privacy.site-epsilons="0.3,1"'], "a comparison holds every site to one ε"),
         (["--methods", "fedsgd"], "--methods 'fedsgd' is refused: expected some of teacher-alone, "),
         (["--run-config", "num-round=2"], "did you mean num-rounds"),
         (["--run-config", "proxy-cases=900"], "proxy-cases = 900 is refused"),

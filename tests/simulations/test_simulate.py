@@ -69,6 +69,11 @@ def test_a_seed_gives_the_same_whoever_else_was_run_before(simulated, tmp_path):
         ("proxy-cases=200", [0], r"proxy-cases = 200 is refused"),
         ("data.proxy-size=900", [0], r"data.proxy-size = 900 is refused"),
         ("min-sites=9", [0], r"min-sites = 9 is refused"),
+        (
+            'resumable=true run-id="x"',
+            [0],
+            "resumable = True is refused: expected false: a simulation starts anew",
+        ),
     ],
 )
 def test_what_can_be_known_before_is_refused_before_anything_is_written(tmp_path, pairs, seeds, complaint):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from common.summary import Bytes, Results, Summary, statistic
+from common.summary import Bytes, Results, SitePrivacy, Summary, statistic
 from server.report.verdict import best_site, compare, lines, public_start, verdict
 
 SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)
@@ -98,6 +98,17 @@ def test_price_of_privacy() -> None:
     said = " ".join(verdict(summary(federation=0.87, pooled_dp=0.86, pooled_no_privacy=0.885)).sentences)
     assert "86.0 under the same privacy budget (keeping the records apart cost nothing that shows)" in said
     assert "without privacy (privacy and keeping the records apart cost 1.5 points)" in said
+
+
+def test_where_budgets_differ_the_pooled_party_is_not_said_to_have_the_same() -> None:
+    one = summary(federation=0.88, pooled_dp=0.9)
+    paid = {"delta": 1e-5, "unit": "record", "adjacency": "add-remove", "accountant": "gaussian-exact"}
+    budgets = (("a", 0.3), ("b", 1.0))
+    privacy = tuple(SitePrivacy(site=site, epsilon=epsilon, **paid) for site, epsilon in budgets)
+    unlike = one.model_copy(update={"privacy": privacy})
+    words = " ".join([*verdict(unlike).sentences, *(line.name for line in lines(unlike))])
+    assert "All records pooled, largest ε" in words
+    assert "under the largest of the sites' ε" in words and "same privacy" not in words
 
 
 def test_one_repetition_claims_little() -> None:
