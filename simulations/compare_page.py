@@ -25,7 +25,7 @@ from server.report.template import whole_page
 from simulations.baselines.registry import METHODS
 from simulations.comparison import Comparison, Row
 
-_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h", "p", "d", "8")
+_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h", "p", "d", "8", "H", (4, 1, 0))
 """By place in the table of methods, so that a method looks alike in every comparison."""
 _HEIGHT = 5.0
 """Inches."""

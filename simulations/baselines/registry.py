@@ -121,6 +121,11 @@ def _pooled_no_privacy(config: RunConfig, bench: Bench) -> Outcome:
     return Outcome(references.pooled_no_privacy(config, bench))
 
 
+def _where_tuned(run: Run) -> Run:
+    """A method whose settings were found for some scenarios; elsewhere it would be another line's double."""
+    return lambda config, bench: run(config, bench) if read_tuned(config.scenario) else None
+
+
 # ---- The table ---------------------------------------------------------------------------------------------
 
 _TEN_ROUNDS: dict[str, Scalar] = {
@@ -192,7 +197,20 @@ METHODS: Mapping[str, Method] = {
     "federation": Method(
         "Federation", "federation", federation, "P·C values in the run's codec up, a task down"
     ),
+    "federation-tuned": Method(
+        "Federation, rounds tuned",
+        "federation",
+        _where_tuned(federation),
+        "P·C values in the run's codec up, a task down",
+        usual={"privacy.steps-per-round": 1},
+    ),
     "pooled-dp": Method("All records pooled, same privacy", "pooled", _pooled_dp),
+    "pooled-dp-tuned": Method(
+        "The same, steps tuned",
+        "pooled",
+        _where_tuned(_pooled_dp),
+        usual={"privacy.steps-per-round": 1},
+    ),
     "pooled-no-privacy": Method(
         "All records pooled, no privacy", "pooled", _pooled_no_privacy, private=False
     ),

@@ -47,8 +47,8 @@ GRIDS: Mapping[str, Grid] = {
 }
 """What is tried by method, beside its usual settings. Step sizes, and DP-FedSGD's rounds, are in multiples of
 the run's own."""
-ALIKE = {"feddf": "dp-fedavg"}
-"""What a site does is the same in both, so one takes over what was found for the other."""
+ALIKE = {"feddf": "dp-fedavg", "federation-tuned": "dp-fedsgd", "pooled-dp-tuned": "dp-fedsgd"}
+"""Who learns takes the same private steps in both, so one takes over what was found for the other."""
 
 
 def points(name: str, config: RunConfig) -> Iterator[dict[str, Scalar]]:
