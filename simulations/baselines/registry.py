@@ -25,9 +25,11 @@ from simulations.baselines.labels import ds_fl, fedmd
 from simulations.baselines.one_shot_heads import fedauxfdp
 from simulations.baselines.product import federation
 from simulations.baselines.weights import dp_fedavg, feddf
+from simulations.settings import run_settings
 
 TUNED = Path(__file__).with_name("tuned")
-"""One file a scenario; a list of settings by method and ε."""
+"""One file a scenario, and one for another number of sites, such as `fashion-200.toml`; each a list of
+settings by method and ε."""
 
 Run = Callable[[RunConfig, Bench], Outcome | None]
 """None where the run has nothing that the method could learn from."""
@@ -58,7 +60,7 @@ class Method:
 
 def settings_of(name: str, config: RunConfig) -> dict[str, Scalar]:
     """A method's own overrides for a run: those tuned at the nearest ε of its scenario, or the usual."""
-    tuned = [one for one in read_tuned(config.scenario) if one["method"] == name]
+    tuned = [one for one in tuned_for(config) if one["method"] == name]
     if not tuned:
         return dict(METHODS[name].usual)
     wanted = math.log(config.privacy.epsilon)
@@ -71,10 +73,22 @@ def configured(name: str, config: RunConfig) -> RunConfig:
     return config.changed(settings_of(name, config), f"settings of {name}")
 
 
+def tuned_for(config: RunConfig) -> list[dict[str, Scalar]]:
+    """What was found for a run's scenario with so many sites, or else with its usual number, if anything."""
+    return read_tuned(tuned_name(config)) or read_tuned(config.scenario)
+
+
+def tuned_name(config: RunConfig) -> str:
+    """Name the file for a run: its scenario, and the number of sites if it isn't the scenario's own."""
+    number = config.data.num_sites
+    usual = run_settings(config.scenario, []).data.num_sites
+    return f"{config.scenario}-{number}" if number != usual else config.scenario
+
+
 @lru_cache(maxsize=8)
-def read_tuned(scenario: str) -> list[dict[str, Scalar]]:
-    """What was found for a scenario, if anything was."""
-    path = TUNED / f"{scenario}.toml"
+def read_tuned(name: str) -> list[dict[str, Scalar]]:
+    """What a file in `TUNED` holds, if it is there."""
+    path = TUNED / f"{name}.toml"
     if not path.exists():
         return []
     found: list[dict[str, Scalar]] = tomllib.loads(path.read_text(encoding="utf-8"))["settings"]
@@ -123,7 +137,7 @@ def _pooled_no_privacy(config: RunConfig, bench: Bench) -> Outcome:
 
 def _where_tuned(run: Run) -> Run:
     """A method whose settings were found for some scenarios; elsewhere it would be another line's double."""
-    return lambda config, bench: run(config, bench) if read_tuned(config.scenario) else None
+    return lambda config, bench: run(config, bench) if tuned_for(config) else None
 
 
 # ---- The table ---------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ its best settings for free.
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -22,10 +24,11 @@ from common.config import RunConfig, Scalar
 from common.errors import UserError
 from common.metrics import headline_metric
 from simulations.baselines.bench import Bench
-from simulations.baselines.registry import METHODS, TUNED, read_tuned
+from simulations.baselines.registry import METHODS, TUNED, read_tuned, tuned_name
+from simulations.commands import parse_epsilons
 from simulations.settings import run_settings
 
-SEEDS, EPSILONS = (300, 301), (1.0, 3.0, 8.0)
+SEEDS = (300, 301)
 
 JUDGES: Mapping[str, str] = {
     "fashion": "data.validation-size=5000",
@@ -63,26 +66,31 @@ def points(name: str, config: RunConfig) -> Iterator[dict[str, Scalar]]:
         yield {**METHODS[name].usual, **point}
 
 
-def tune(scenario: str) -> list[tuple[dict[str, Scalar], str]]:
-    """Find each method's best settings at each ε.
+def tune(
+    scenario: str, overrides: Sequence[str], methods: Sequence[str], epsilons: Sequence[float]
+) -> list[tuple[dict[str, Scalar], str]]:
+    """Find methods' best settings at each ε.
 
     Returns:
-        Entries for the scenario's file, each with a remark.
+        Entries for a file in `TUNED`, each with a remark.
     """
     found: dict[tuple[str, float, str], list[float]] = {}
     for seed in SEEDS:
-        config = run_settings(scenario, [JUDGES[scenario], f"seed={seed}"])
+        config = run_settings(scenario, [*overrides, JUDGES[scenario], f"seed={seed}"])
         bench = Bench.open(config)
         metric = headline_metric(bench.public.proxy.preprocessing.classes)
         bench = Bench(replace(bench.public, test=bench.public.validation), bench.parties)
-        cells = [(name, epsilon, at) for name in GRIDS for epsilon in EPSILONS for at in points(name, config)]
+        cells = [
+            (name, epsilon, at) for name in methods for epsilon in epsilons for at in points(name, config)
+        ]
         for name, epsilon, at in track(cells, f"{scenario}, seed {seed}", console=Console(stderr=True)):
             own = config.changed({"privacy.epsilon": epsilon, **at})
             outcome = METHODS[name].run(own, bench)
             score = outcome.scores.get(metric, 0.0) if outcome else 0.0
             found.setdefault((name, epsilon, json.dumps(at)), []).append(score)
-    names = {name: name for name in GRIDS} | ALIKE
-    return [_best(found, name, like, epsilon) for name, like in names.items() for epsilon in EPSILONS]
+    alike = {name: like for name, like in ALIKE.items() if like in methods}
+    names = {name: name for name in methods} | alike
+    return [_best(found, name, like, epsilon) for name, like in names.items() for epsilon in epsilons]
 
 
 def _best(
@@ -97,15 +105,26 @@ def _best(
     return {"method": name, "epsilon": epsilon, **entry}, remark
 
 
-def main(scenario: Annotated[str, typer.Argument(help=f"One of {', '.join(JUDGES)}.")]) -> None:
+def main(
+    scenario: Annotated[str, typer.Argument(help=f"One of {', '.join(JUDGES)}.")],
+    methods: Annotated[str, typer.Option(help="Some of the methods, with commas.")] = ",".join(GRIDS),
+    epsilons: Annotated[str, typer.Option(help="Budgets to tune under, with commas.")] = "1,3,8",
+    run_config: Annotated[
+        list[str] | None, typer.Option(help="Overrides, as in compare; a number of sites has its own file.")
+    ] = None,
+) -> None:
     """Tune the baselines for a scenario and write the result into tuned/."""
     if scenario not in JUDGES:
         raise UserError(f"{scenario!r} is refused: expected one of {', '.join(JUDGES)}")
-    text = [f"# Written by `python -m simulations.baselines.tuning {scenario}`.\n"]
-    for entry, remark in tune(scenario):
+    overrides, names, budgets = run_config or [], methods.split(","), parse_epsilons(epsilons)
+    if unknown := [name for name in names if name not in GRIDS]:
+        raise UserError(f"--methods {unknown[0]!r} is refused: expected some of {', '.join(GRIDS)}")
+    command = f"python -m simulations.baselines.tuning {shlex.join(sys.argv[1:])}"
+    text = [f"# Written by `{command}`.\n"]
+    for entry, remark in tune(scenario, overrides, names, budgets):
         lines = "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in entry.items())
         text.append(f"[[settings]] # {remark}\n{lines}")
-    path = TUNED / f"{scenario}.toml"
+    path = TUNED / f"{tuned_name(run_settings(scenario, overrides))}.toml"
     path.write_text("\n".join(text), encoding="utf-8")
     read_tuned.cache_clear()
     Console().print(str(path))

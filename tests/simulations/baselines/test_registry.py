@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.baselines.registry import METHODS, TUNED, configured, read_tuned, settings_of
+from simulations.baselines.registry import METHODS, TUNED, configured, read_tuned, settings_of, tuned_name
 from simulations.baselines.tuning import GRIDS, points
 from simulations.settings import run_settings, scenario_names
 
@@ -26,9 +26,13 @@ def test_every_method_runs_and_pays_no_more_than_it_may(name, bench):
 
 @pytest.mark.parametrize("scenario", [path.stem for path in TUNED.glob("*.toml")])
 def test_what_was_tuned_is_a_run_config_of_a_method_at_an_epsilon(scenario):
-    assert scenario in scenario_names()
+    name, _, number = scenario.partition("-")
+    assert name in scenario_names()
     for entry in read_tuned(scenario):
-        config = at(entry["epsilon"], scenario)
+        config = at(entry["epsilon"], name)
+        if number:
+            config = config.changed({"data.num-sites": int(number)})
+        assert tuned_name(config) == scenario
         settings = settings_of(entry["method"], config)
         assert settings == {key: entry[key] for key in entry.keys() - {"method", "epsilon"}}
         assert configured(entry["method"], config).flat().items() >= settings.items()
@@ -38,6 +42,20 @@ def test_the_nearest_tuned_epsilon_serves_on_a_scale_of_factors():
     assert settings_of("dp-fedsgd", at(1.7)) == settings_of("dp-fedsgd", at(1.0))
     assert settings_of("dp-fedsgd", at(4.0)) == settings_of("dp-fedsgd", at(3.0))
     assert settings_of("dp-fedsgd", at(900.0)) == settings_of("dp-fedsgd", at(8.0))
+
+
+def test_another_number_of_sites_has_settings_of_its_own_where_they_were_tuned(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.baselines.registry.TUNED", tmp_path)
+    read_tuned.cache_clear()
+    entry = '[[settings]]\nmethod = "dp-fedavg"\nepsilon = 1.0\n"privacy.step-size" = '
+    (tmp_path / "fashion.toml").write_text(f"{entry}5.0\n")
+    (tmp_path / "fashion-200.toml").write_text(f"{entry}0.2\n")
+    try:
+        for number, step in ((5, 5.0), (20, 5.0), (200, 0.2)):
+            config = run_settings("fashion", [f"data.num-sites={number}"])
+            assert settings_of("dp-fedavg", config) == {"privacy.step-size": step}
+    finally:
+        read_tuned.cache_clear()
 
 
 def test_where_nothing_was_tuned_the_usual_serves_and_the_run_keeps_the_rest():
