@@ -234,7 +234,7 @@ test cases that no model was trained on.</p>
 <section>
 <h2>Score against bytes</h2>
 <figure><div class="picture" role="img" aria-label="{{ by_bytes.alt }}">{{ by_bytes.svg }}</div>
-<figcaption>One marker per ε; the larger, the higher.</figcaption></figure>
+<figcaption>One marker for each ε, joined from the smallest to the largest.</figcaption></figure>
 </section>
 {% endif %}
 

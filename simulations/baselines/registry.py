@@ -220,7 +220,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "pooled-dp": Method("All records pooled, same privacy", "pooled", _pooled_dp),
     "pooled-dp-tuned": Method(
-        "The same, steps tuned",
+        "All records pooled, steps tuned",
         "pooled",
         _where_tuned(_pooled_dp),
         usual={"privacy.steps-per-round": 1},
