@@ -37,7 +37,7 @@ Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Size = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Epsilon = Annotated[float, Field(gt=0, le=1e3)]
-Delta = Annotated[float, Field(gt=0, lt=1)]
+Delta = Annotated[float, Field(gt=0, le=0.1)]  # a larger one promises next to nothing
 SampleRate = Annotated[float, Field(ge=1e-5, le=1)]  # rarer steps have no price that a computer can tell
 CAPS = re.compile(r"(\d{1,3}(\.\d{1,6})?(,\d{1,3}(\.\d{1,6})?)*)?")
 

@@ -39,7 +39,7 @@ REFUSED = [
     ("privacy.site-epsilons", "1;2", "numbers from 0.000001 to 999 with commas between"),
     ("privacy.site-epsilons", "1,0", "numbers from 0.000001 to 999 with commas between"),
     ("privacy.delta", 0.0, "greater than 0"),
-    ("privacy.delta", 1.0, "less than 1"),
+    ("privacy.delta", 1.0, "less than or equal to 0.1"),
     ("privacy.sample-rate", 1.5, "less than or equal to 1"),
     ("privacy.unit", "hospital", "'record' or 'patient'"),
     ("data.proxy-labels", -2, "greater than or equal to -1"),
