@@ -21,7 +21,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from client.ledger import Budget
 from common.architectures import Architecture
-from common.config import FeatureKind, Layers, RunConfig
+from common.config import Delta, FeatureKind, Layers, RunConfig
 from common.errors import ConfigError, UserError
 from common.messages import Rule
 from common.plan import HOLD_OUT_ACCURACY, LABEL_HISTOGRAM, TERMS, Plan
@@ -30,7 +30,6 @@ from common.settings_files import read_settings
 from common.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 ANY = "*"
@@ -61,7 +60,7 @@ class DataPolicy(Strict):
 class BudgetPolicy(Strict):
     """Caps on ε, each at `delta`."""
 
-    delta: Share
+    delta: Delta
     lifetime_epsilon: Positive
     study_epsilon: Positive
     run_epsilon: Positive

@@ -36,6 +36,7 @@ site = typer.Typer(
 )
 screen = Console(soft_wrap=True, highlight=False)
 
+DELTA = 1e-5
 PLAN_HELP = "A plan's file, or the digest (its beginning will do) of one that a courier brought."
 DataFile = Annotated[Path | None, typer.Option("--data", help="The data description, data.toml.")]
 UnitOf = Annotated[Unit | None, typer.Option("--unit", help="Unit of privacy: patient or record.")]
@@ -61,7 +62,7 @@ def init(
     lifetime_epsilon: LifetimeEpsilon = None,
     run_epsilon: RunEpsilon = None,
     study: Studies = None,
-    delta: Annotated[float, typer.Option(help="δ of all caps.")] = 1e-5,
+    delta: Annotated[float, typer.Option(help="δ of all caps.")] = DELTA,
     listen: Annotated[str | None, typer.Option(help="Where to listen; default: a socket in DIR.")] = None,
 ) -> None:
     """Found a site: its policy with comments, its secret key, its empty ledger.
@@ -74,8 +75,7 @@ def init(
     choices = Choices(
         site=_asked(name, "--name", "The site's name, as coordinators will see it", str),
         description=os.path.relpath(described.resolve(), folder.resolve()),
-        **_asked_terms(unit, declared_size, lifetime_epsilon, run_epsilon, study),
-        delta=delta,
+        **_asked_terms(unit, declared_size, lifetime_epsilon, run_epsilon, study, delta),
         listen=listen or "unix:custodian.sock",
     )
     policy = found(folder, choices)
@@ -93,7 +93,9 @@ def join(
     lifetime_epsilon: LifetimeEpsilon = None,
     run_epsilon: RunEpsilon = None,
     study: Studies = None,
-    delta: Annotated[float | None, typer.Option(help="δ of all caps; default: as proposed, or 1e-5.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="δ of all caps; default: 1e-5, unless another is proposed.")
+    ] = None,
 ) -> None:
     """Make a site from a coordinator's kit: custodian, courier, and the units that start them.
 
@@ -107,13 +109,11 @@ def join(
     opened = open_kit(kit, seal)
     _show_kit(opened, seal)
     manifest = opened.manifest
-    proposal = manifest.proposal
     described = _asked(data, "--data", "Path of the data description (data.toml)", Path)
     choices = Choices(
         site=manifest.site,
         description=str(described.resolve()),
-        **_asked_terms(unit, declared_size, lifetime_epsilon, run_epsilon, study, proposal),
-        delta=delta or proposal.delta or 1e-5,
+        **_asked_terms(unit, declared_size, lifetime_epsilon, run_epsilon, study, delta, manifest.proposal),
         listen=door(folder),
     )
     joined = make(opened, folder, choices)
@@ -418,15 +418,21 @@ def _asked_terms(
     lifetime_epsilon: float | None,
     run_epsilon: float | None,
     study: list[str] | None,
+    delta: float | None,
     proposal: "Proposal | None" = None,
 ) -> dict[str, Any]:
-    """Ask for the terms of `client.founding.Choices` that aren't given, with what a coordinator proposes."""
+    """Ask for the terms of `client.founding.Choices` that aren't given, with what a coordinator proposes.
+
+    δ has a default, and is asked for only where another is proposed.
+    """
     from common.kit import Proposal
 
     proposed = proposal or Proposal()
     size = "Public size of the site (a round number, no count)"
     lifetime = "Cap on ε for all that is ever done"
     studies = "Studies that may run here, with commas between, or *"
+    if proposed.delta is None or proposed.delta == DELTA:
+        delta = DELTA if delta is None else delta
     return {
         "unit": _asked(unit, "--unit", "Unit of privacy, patient or record", _unit, proposed.unit),
         "declared_size": _asked(declared_size, "--declared-size", size, int, proposed.declared_size),
@@ -435,6 +441,7 @@ def _asked_terms(
             run_epsilon, "--run-epsilon", "Cap on ε for one run", float, proposed.run_epsilon
         ),
         "studies": _asked(study, "--study", studies, _names, ",".join(proposed.studies) or None),
+        "delta": _asked(delta, "--delta", "δ of all caps", float, proposed.delta),
     }
 
 

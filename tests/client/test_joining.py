@@ -201,6 +201,22 @@ def test_proposals_are_taken_by_nobody_who_has_not_read_them(tmp_path, kit, choi
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.slow
+def test_a_delta_that_the_coordinator_proposes_is_nobodys_default(tmp_path, credentials, choices):
+    kit = tmp_path / "north.kit"
+    proposal = MANIFEST.proposal.model_copy(update={"delta": 0.05})
+    kit.write_bytes(pack(MANIFEST.model_copy(update={"proposal": proposal}), credentials[0]))
+    command = ["join", str(kit), str(tmp_path / "site"), "--seal", seal_of(kit.read_bytes())]
+    command += ["--data", choices.description, "--unit", "record", "--declared-size", "90"]
+    command += ["--lifetime-epsilon", "3", "--run-epsilon", "1", "--study", "trial"]
+    for given, said in ([], "--delta is missing"), (["--delta", "0"], "budget.delta = 0.0"):
+        refused = typed(*command, *given)
+        assert refused.returncode == 2 and said in refused.stderr
+        assert not (tmp_path / "site").exists()
+    assert typed(*command, "--delta", "1e-6").returncode == 0
+    assert read_policy(tmp_path / "site" / "custodian" / "site.toml").budget.delta == 1e-6
+
+
 def test_a_kit_whose_seal_nobody_compared_is_not_joined(tmp_path, kit):
     done = typed("join", str(kit), str(tmp_path / "site"))
     assert done.returncode == 2 and "--seal is missing" in done.stderr

@@ -306,7 +306,7 @@ def test_init_founds_a_site_that_can_be_moved(described):
         ),
         ({"lifetime_epsilon": "-1"}, "budget.lifetime-epsilon = -1.0"),
         ({"run_epsilon": "nan"}, "budget.study-epsilon = nan"),
-        ({"delta": "1.5"}, "budget.delta = 1.5"),
+        ({"delta": "0.2"}, "budget.delta = 0.2"),
         ({"listen": "tcp:0.0.0.0:1"}, "service.listen"),
     ],
 )
