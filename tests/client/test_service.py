@@ -27,8 +27,8 @@ from common.messages import Greeting, Offer, Receipt, Refusal, Release, Rule, de
 
 pytestmark = pytest.mark.slow
 
-LONG = {"model": "mlp", "private_layers": "all", "epochs": 1000}
-"""A student that takes a second or two to learn the soft labels."""
+LONG = {"model": "mlp", "private_layers": "all", "epochs": 400}
+"""A student that takes about a second to learn the soft labels."""
 
 
 def long_plan(hospital, **changes):

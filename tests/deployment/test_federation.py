@@ -158,8 +158,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         well(grandrounds("federation", "start", fed))
         gateway = ["-p", fed, "-e", "logs/nginx.log", "-c", "nginx.conf", "-g", "daemon off;"]
         deployed.start("gateway", NGINX, *gateway)
-        for kit in kits:
-            join(deployed, kit, approved=kit["site"] == "cleveland")
+        with ThreadPoolExecutor(2) as pool:  # hospitals join when they like
+            list(pool.map(lambda kit: join(deployed, kit, approved=kit["site"] == "cleveland"), kits))
         await_true(
             "every node is online",
             lambda: {node.status for node in nodes(deployed.federation)} == {"online"},
