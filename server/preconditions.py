@@ -23,10 +23,16 @@ def check(config: RunConfig, public: PublicData) -> None:
         raise ConfigError("run config", "run-id", "", "a name, since the run is resumable")
     choose_cases(config, len(public.proxy))
     expected_sites = len(sites(config))
-    if config.min_sites > expected_sites:
-        raise ConfigError(
-            "run config", "min-sites", config.min_sites, f"at most the {expected_sites} sites there are"
-        )
+    caps = config.privacy.site_epsilons
+    for key, value, sites_named in (
+        ("min-sites", config.min_sites, config.min_sites),
+        ("privacy.site-epsilons", caps, len(caps.split(","))),
+    ):
+        if sites_named > expected_sites:
+            expected = f"at most the {expected_sites} sites there are"
+            raise ConfigError("run config", key, value, expected)
+    if config.patience and config.schedule[0] == 1:
+        raise ConfigError("run config", "patience", config.patience, "0: the run has one round")
     _check_test_cases(public)
     _check_validation_cases(config, public)
     _check_jury(config, public)

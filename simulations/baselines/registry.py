@@ -206,7 +206,7 @@ METHODS: Mapping[str, Method] = {
         "federation",
         federation,
         "P·C values in the run's codec and C noisy counts up, a task down, once",
-        usual={"method": "oneshot", "aggregation.rule": "auto"},
+        usual={"method": "oneshot", "aggregation.rule": "auto", "patience": 0},
     ),
     "federation": Method(
         "Federation", "federation", federation, "P·C values in the run's codec up, a task down"

@@ -69,6 +69,8 @@ def test_a_seed_gives_the_same_whoever_else_was_run_before(simulated, tmp_path):
         ("proxy-cases=200", [0], r"proxy-cases = 200 is refused"),
         ("data.proxy-size=900", [0], r"data.proxy-size = 900 is refused"),
         ("min-sites=9", [0], r"min-sites = 9 is refused"),
+        ('privacy.site-epsilons="1,2,3,4,5"', [0], "expected at most the 4 sites there are"),
+        ('patience=2 method="oneshot"', [0], "patience = 2 is refused: expected 0: the run has one round"),
         (
             'resumable=true run-id="x"',
             [0],
