@@ -52,24 +52,35 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         _stand_somewhere()
-        try:
-            cli()
-        finally:
-            if sys.stdout:  # flushed here, where it can be said if that fails
-                sys.stdout.flush()
+        cli()
     except UserError as error:
         _say(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is not None or error.errno != errno.ENOSPC:
             raise
-        sys.stdout = None  # or Python would try once more
-        _say(f"standard output can't be written: {error.strerror}")
+        _flush()  # says so if it is that
+        _say(f"{error.strerror}: a file of this command's can't be written, or standard output")
         sys.exit(2)
     except SystemExit as end:  # what typer makes of Ctrl-C, too
         if end.code in (INTERRUPTED, TERMINATED):
             _say("interrupted; nothing half-written is left")
         raise
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is left to be said, where it can be told if that fails."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = None  # or Python would try once more
+        if error.errno == errno.EPIPE:  # whoever read it has enough
+            sys.exit(1)
+        _say(f"standard output can't be written: {error.strerror}")
+        sys.exit(2)
 
 
 def _stand_somewhere() -> None:

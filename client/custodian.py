@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -213,7 +214,11 @@ class Custodian:
         for lesson in lessons:
             try:
                 return lesson(self._enrol(task, proxy))
-            except Exception:
+            except (Exception, SystemExit) as error:
+                # A model that exits ends no lesson. In the main thread, where only simulations hold lessons,
+                # it may be SIGTERM.
+                if isinstance(error, SystemExit) and current_thread() is main_thread():
+                    raise
                 log.exception("study %s round %d: the lesson failed", plan.study, task.round)
         return Opinion(np.zeros((len(task.cases_P), plan.classes), dtype=np.float32), {}, b"")
 

@@ -256,7 +256,8 @@ RULES: tuple[tuple[str, Callable[[SitePolicy, Plan], bool]], ...] = (
     ("allow.studies does not list {plan.study}", lambda p, plan: _listed(plan.study, p.allow.studies)),
     ("allow.methods does not list {plan.method}", lambda p, plan: _listed(plan.method, p.allow.methods)),
     (
-        "allow.models or allow.features does not list {plan.student.model} behind {plan.student.features}",
+        "allow.models or allow.features does not list {plan.student.model!r:.80} behind "
+        "{plan.student.features}",
         _architecture_allowed,
     ),
     ("allow.proxies does not list {plan.proxy_digest}", lambda p, plan: p.takes_proxy(plan.proxy_digest)),

@@ -56,6 +56,8 @@ class Quote:
                 return "No rule refuses it."
             case Rule.NOT_APPROVED:
                 return "No rule refuses it once a person has approved it."
+            case Rule.BUDGET:
+                return f"No private step of it fits the budget ({self.reason}): public work alone is left."
             case rule:
                 return f"Refused by {rule.label}: {self.reason}."
 

@@ -296,7 +296,8 @@ def approve(
         if not as_json:
             screen.print(str(priced), markup=False)
         before = ledger.approved(wanted.study, wanted.digest())
-        if priced.refused_by not in (None, Rule.NOT_APPROVED):
+        # A site whose budget is spent goes on without private steps, so a person may still say yes.
+        if not before and priced.refused_by not in (None, Rule.NOT_APPROVED, Rule.BUDGET):
             raise UserError(f"not approved, since it would be refused all the same: {priced.reason}")
         if not before:
             if not yes and not _agreed("Approve exactly this plan?"):

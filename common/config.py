@@ -44,7 +44,7 @@ CAPS = re.compile(r"(\d{1,3}(\.\d{1,6})?(,\d{1,3}(\.\d{1,6})?)*)?")
 
 def _caps(text: str) -> str:
     """Check numbers with commas between, since a run config holds no lists."""
-    text = text.replace(" ", "")
+    text = ",".join(cap.strip() for cap in text.split(","))
     if not CAPS.fullmatch(text) or any(float(cap) == 0 for cap in text.split(",") if cap):
         raise ValueError("numbers from 0.000001 to 999 with commas between, such as 0.3,1,3")
     return text

@@ -44,14 +44,11 @@ def require_cases_apart(model: nn.Module, case_shape: tuple[int, ...]) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tried = shaken(model)
-        x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
         try:
+            tried, x_B, others_B = shaken(model), tried_cases(case_shape), tried_cases(case_shape)
             wrong = next(_complaints(tried, x_B, others_B), "")
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
-            wrong = (
-                f"it fails on {MANY} cases, on {CASES}, on one or on none ({type(error).__name__}: {error})"
-            )
+            wrong = f"it fails on {MANY} cases, on {CASES}, on one or on none ({_named(error)})"
     if wrong:
         raise UserError(f"{type(model).__name__} can't be trained in private: {wrong}")
 
@@ -66,32 +63,38 @@ def require_frozen_apart(trunk: nn.Module, case_shape: tuple[int, ...]) -> None:
     Raises:
         UserError: saying why nothing can be trained in private above them.
     """
-    if wrong := _wrong_in_use(copy.deepcopy(trunk), case_shape):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
+    if wrong := _wrong_in_use(trunk, x_B, others_B, shake=False):
         raise UserError(f"nothing can be trained in private above {type(trunk).__name__}: {wrong}")
 
 
-def require_judgement_apart(teacher: nn.Module, case_shape: tuple[int, ...]) -> None:
+def require_judgement_apart(teacher: nn.Module, x_B: Tensor) -> None:
     """Try a model that public cases train: what it says of a case, once trained, must be its own alone.
 
     Args:
-        teacher: Maps (B, *case_shape) to logits; it is left as it is.
-        case_shape: Shape of one case.
+        teacher: Maps cases (B, ...) to logits; it is left as it is.
+        x_B: Some public cases, two or more: it judges no others, and may rely on what they are like.
 
     Raises:
         UserError: saying why it can't be a teacher.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tried = shaken(teacher)
-    if wrong := _wrong_in_use(tried, case_shape):
+    if wrong := _wrong_in_use(teacher, *x_B.tensor_split(2), shake=True):
         raise UserError(f"{type(teacher).__name__} can't be a teacher: {wrong}")
 
 
-def _wrong_in_use(tried: nn.Module, case_shape: tuple[int, ...]) -> str:
-    tried.eval()
+def _wrong_in_use(model: nn.Module, x_B: Tensor, others_B: Tensor, *, shake: bool) -> str:
+    try:
+        return _complaint_in_use(model, x_B, others_B, shake=shake)
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        return f"it fails on {len(x_B)} cases, or on one ({_named(error)})"
+
+
+def _complaint_in_use(model: nn.Module, x_B: Tensor, others_B: Tensor, *, shake: bool) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
+        tried = (shaken(model) if shake else copy.deepcopy(model)).eval()
         together, before = _says(tried, x_B), _numbers(tried)
         alone = torch.cat([_says(tried, case[None]) for case in x_B])
         _says(tried, others_B)
@@ -151,6 +154,7 @@ def _complaints(model: nn.Module, x_B: Tensor, others_B: Tensor) -> Iterator[str
         yield "it remembers cases: what it says changes with those it saw before"
     model.train()
     yield from _complaints_of_gradients(model, x_B)
+    yield from _complaints_of_gradients(model, x_B.flip(0))  # whoever sorts may have found them in order
     if _says(model, x_B[:0]).shape != together[:0].shape:
         yield "it makes something of a batch without cases"
     for name, gradient in _per_example(model, x_B[:0]).items():
@@ -177,6 +181,10 @@ def _complaints_of_gradients(model: nn.Module, x_B: Tensor) -> Iterator[str]:
             expected = torch.stack([torch.zeros_like(weight) if one is None else one for one in of_case])
             if not _close(gradient, expected):
                 yield f"the per-example gradients of {name} are not those of each case alone"
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _says(model: nn.Module, x_B: Tensor, chance: int = 0) -> Tensor:

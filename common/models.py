@@ -222,34 +222,45 @@ def load_by_path(path: str, case_shape: CaseShape, num_classes: int) -> nn.Modul
     module_name, _, attribute = path.partition(":")
     try:
         make = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # importing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
         raise _refused(path, f"module:Class that can be imported ({_named(error)})") from error
     arguments = f"(case_shape, num_classes) = ({case_shape}, {num_classes})"
     try:
         model = make(case_shape, num_classes)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _refused(path, f"a class that takes {arguments} ({_named(error)})") from error
     if not isinstance(model, nn.Module):
         raise _refused(path, f"a class that makes a torch.nn.Module, not a {type(model).__name__}")
-    shapes = f"x of shape {(CASES, *case_shape)} to finite logits of shape {(CASES, num_classes)}"
-    expected, was_training = f"a model that maps {shapes}", model.training
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            x_B = tried_cases(case_shape)
-            given_B = x_B.clone()
-            logits = model.eval()(x_B)
-    except (Exception, SystemExit) as error:
-        raise _refused(path, f"{expected} ({_named(error)})") from error
-    if not isinstance(logits, Tensor):
-        raise _refused(path, f"{expected}, not a {type(logits).__name__}")
-    if logits.shape != (CASES, num_classes):
-        raise _refused(path, f"{expected}, not {tuple(logits.shape)}")
-    if not bool(logits.isfinite().all()):
-        raise _refused(path, f"{expected}, not numbers that aren't finite")
-    if not torch.equal(x_B, given_B):
-        raise _refused(path, "a model that leaves its cases as they are: others still need them")
+    was_training = model.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Pixels and categories lie between 0 and 1, and a model may rely on it.
+        wrong = [
+            _wrong_with(model.eval(), x_B, num_classes)
+            for x_B in (tried_cases(case_shape), torch.rand(CASES, *case_shape))
+        ]
+    if all(wrong):
+        raise _refused(path, wrong[0])
     return model.train(was_training)
+
+
+def _wrong_with(model: nn.Module, x_B: Tensor, num_classes: int) -> str:
+    shapes = f"x of shape {tuple(x_B.shape)} to finite logits of shape {(len(x_B), num_classes)}"
+    expected, given_B = f"a model that maps {shapes}", x_B.clone()
+    try:
+        with torch.no_grad():
+            logits = model(x_B)
+    except (Exception, SystemExit) as error:
+        return f"{expected} ({_named(error)})"
+    if not isinstance(logits, Tensor):
+        return f"{expected}, not a {type(logits).__name__}"
+    if logits.shape != (len(x_B), num_classes):
+        return f"{expected}, not {tuple(logits.shape)}"
+    if not bool(logits.isfinite().all()):
+        return f"{expected}, not numbers that aren't finite"
+    if not torch.equal(x_B, given_B):
+        return "a model that leaves its cases as they are: others still need them"
+    return ""
 
 
 def _check_registered(name: str, case_shape: CaseShape) -> None:

@@ -3,7 +3,7 @@
 from common.config import RunConfig
 from common.datasets import PublicData, sites
 from common.errors import ConfigError, UserError
-from common.fitness import require_judgement_apart
+from common.fitness import CASES, require_judgement_apart
 from common.metrics import headline_metric
 from common.models import private_ready
 from common.plan import plan_of
@@ -87,5 +87,6 @@ def _check_models(config: RunConfig, public: PublicData) -> None:
             outlines[part] = outline_of(config, public.proxy, settings)
         except ConfigError as error:
             raise ConfigError("run config", f"{part}.{error.key}", error.value, error.expected) from None
-    require_judgement_apart(outlines["teacher"].model, outlines["teacher"].features.shape)
+    teacher = outlines["teacher"]
+    require_judgement_apart(teacher.model, teacher.phi(public.proxy.x[: 2 * CASES]))
     private_ready(outlines["student"].model, outlines["student"].features.shape)

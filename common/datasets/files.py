@@ -18,7 +18,7 @@ import math
 import zipfile
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -265,9 +265,7 @@ def _number(cell: object, missing: Sequence[str]) -> float | None:
 
 def _csv(path: Path, wanted: Sequence[str]) -> _Contents:
     content = path.read_bytes().removeprefix(BOM_UTF8)
-    # As editors and `sed` count lines; a carriage return within one is no end of it, where there are others.
-    lines = content.split(b"\n" if b"\n" in content else b"\r")
-    numbered = ((number, line.rstrip(b"\r")) for number, line in enumerate(lines, 1) if line.strip())
+    numbered = _lines(content)
     _, first = next(numbered, (0, b""))
     first.decode()  # or the file isn't UTF-8
     header = _fields(first)
@@ -291,6 +289,18 @@ def _csv(path: Path, wanted: Sequence[str]) -> _Contents:
         for name, place in at.items():
             columns[name].append(fields[place])
     return _Contents(columns, "line", good, broken)
+
+
+def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Part a text into lines that aren't empty, whatever ends them: no line decides how others are parted.
+
+    They are numbered as editors and `sed` count them, which know one kind of end.
+    """
+    end, number = b"\n" if b"\n" in content else b"\r", 1
+    for line in content.splitlines(keepends=True):
+        if line.strip():
+            yield number, line.rstrip(b"\r\n")
+        number += line.endswith(end)
 
 
 def _fields(line: bytes) -> list[str]:

@@ -60,7 +60,7 @@ class Method:
 
 def settings_of(name: str, config: RunConfig) -> dict[str, Scalar]:
     """A method's own overrides for a run: those tuned at the nearest ε of its scenario, or the usual."""
-    tuned = [one for one in tuned_for(config) if one["method"] == name]
+    tuned = tuned_for(name, config)
     if not tuned:
         return dict(METHODS[name].usual)
     wanted = math.log(config.privacy.epsilon)
@@ -73,9 +73,12 @@ def configured(name: str, config: RunConfig) -> RunConfig:
     return config.changed(settings_of(name, config), f"settings of {name}")
 
 
-def tuned_for(config: RunConfig) -> list[dict[str, Scalar]]:
-    """What was found for a run's scenario with so many sites, or else with its usual number, if anything."""
-    return read_tuned(tuned_name(config)) or read_tuned(config.scenario)
+def tuned_for(name: str, config: RunConfig) -> list[dict[str, Scalar]]:
+    """What was found for a method with a run's number of sites, or else with its scenario's, if anything."""
+    for file in (tuned_name(config), config.scenario):
+        if found := [one for one in read_tuned(file) if one["method"] == name]:
+            return found
+    return []
 
 
 def tuned_name(config: RunConfig) -> str:
@@ -135,9 +138,9 @@ def _pooled_no_privacy(config: RunConfig, bench: Bench) -> Outcome:
     return Outcome(references.pooled_no_privacy(config, bench))
 
 
-def _where_tuned(run: Run) -> Run:
+def _where_tuned(name: str, run: Run) -> Run:
     """A method whose settings were found for some scenarios; elsewhere it would be another line's double."""
-    return lambda config, bench: run(config, bench) if tuned_for(config) else None
+    return lambda config, bench: run(config, bench) if tuned_for(name, config) else None
 
 
 # ---- The table ---------------------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ METHODS: Mapping[str, Method] = {
     "federation-tuned": Method(
         "Federation, rounds tuned",
         "federation",
-        _where_tuned(federation),
+        _where_tuned("federation-tuned", federation),
         "P·C values in the run's codec up, a task down",
         usual={"privacy.steps-per-round": 1},
     ),
@@ -222,7 +225,7 @@ METHODS: Mapping[str, Method] = {
     "pooled-dp-tuned": Method(
         "All records pooled, steps tuned",
         "pooled",
-        _where_tuned(_pooled_dp),
+        _where_tuned("pooled-dp-tuned", _pooled_dp),
         usual={"privacy.steps-per-round": 1},
     ),
     "pooled-no-privacy": Method(

@@ -120,11 +120,15 @@ def main(
     if unknown := [name for name in names if name not in GRIDS]:
         raise UserError(f"--methods {unknown[0]!r} is refused: expected some of {', '.join(GRIDS)}")
     command = f"python -m simulations.baselines.tuning {shlex.join(sys.argv[1:])}"
+    file = tuned_name(run_settings(scenario, overrides))
+    found = tune(scenario, overrides, names, budgets)
+    new = {(entry["method"], entry["epsilon"]) for entry, _ in found}
+    kept = [one for one in read_tuned(file) if (one["method"], one["epsilon"]) not in new]
     text = [f"# Written by `{command}`.\n"]
-    for entry, remark in tune(scenario, overrides, names, budgets):
+    for entry, remark in [*found, *((one, "kept from an earlier search") for one in kept)]:
         lines = "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in entry.items())
         text.append(f"[[settings]] # {remark}\n{lines}")
-    path = TUNED / f"{tuned_name(run_settings(scenario, overrides))}.toml"
+    path = TUNED / f"{file}.toml"
     path.write_text("\n".join(text), encoding="utf-8")
     read_tuned.cache_clear()
     Console().print(str(path))

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -393,3 +394,19 @@ def test_a_module_that_the_policy_does_not_name_is_never_imported(hospital, site
         answer = ask(trusting, task)
         assert answer.steps == 1 and answer.logits().any()
     assert "own_model" in sys.modules
+
+
+def test_a_model_that_exits_ends_no_lesson_and_no_thread(hospital, monkeypatch):
+    """As the custodian holds lessons, which is never in the main thread: there an exit may be SIGTERM's."""
+    from client.student import Student
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Student, "private_lesson", leave)
+    with hospital.open() as site:
+        site.custodian.accept_proxy(hospital.proxy.to_bytes())
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(site.custodian.learn, hospital.task().encode()).result()
+        assert isinstance(decode_answer(told), Release)
+        assert [entry.kind for entry in site.ledger.entries()] == ["begin", "reserve", "charge", "commit"]

@@ -155,6 +155,21 @@ def test_any_line_added_to_a_csv_file_leaves_the_other_records_as_they_are(tmp_p
     assert before <= after and after.total() <= before.total() + 1 + line.count(b"\n") + line.count(b"\r")
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(
+    "stray", [b"\n", b"\r", b"\r\n", b'p9,no,50,1,"a\nb"', b"\np9,no,50,1,a", b"p9,no\r,50,1,a"]
+)
+@pytest.mark.parametrize("at", [0, 2, len(GOOD)])
+def test_no_records_end_of_line_decides_how_others_are_parted(tmp_path, end, stray, at):
+    description = csv_file(tmp_path, good := [",".join(row).encode() for row in GOOD])
+    header = ",".join(HEADER).encode()
+    (tmp_path / "patients.csv").write_bytes(end.join([header, *good, b""]))
+    before = contributed(description, "record")
+    assert before.total() == len(GOOD)
+    (tmp_path / "patients.csv").write_bytes(end.join([header, *good[:at], stray, *good[at:], b""]))
+    assert_only_one_more(before, contributed(description, "record"))
+
+
 CELLS = {
     "patient": st.sampled_from([None, "", "p9", "x" * 100_000, "\ud800"]),
     "ill": st.sampled_from([None, "no", "perhaps"]),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.policy import RULES, read_policy
+from client.policy import read_policy
 from common.architectures import Architecture
 from common.errors import UserError
 from common.messages import Rule
@@ -109,37 +109,43 @@ def test_a_file_of_another_account_is_refused(hospital):
 
 
 @pytest.mark.parametrize(
-    ("amendment", "plan"),
+    ("amendment", "plan", "objection"),
     [
-        ({'studies = ["*"]': 'studies = ["study-2"]'}, {}),
-        ({'methods = ["descent", "oneshot", "fedmd"]': 'methods = ["fedmd"]'}, {}),
-        ({}, {"student": STUDENT | {"model": "os:system"}}),
+        ({'studies = ["*"]': 'studies = ["study-2"]'}, {}, "allow.studies does not list study"),
+        ({'methods = ["descent", "oneshot", "fedmd"]': 'methods = ["fedmd"]'}, {}, "allow.methods does not"),
+        ({}, {"student": STUDENT | {"model": "os:system"}}, "does not list 'os:system' behind"),
         (
             {'models = ["linear", "mlp", "cnn", "resnet-gn", "text"]': 'models = ["*"]'},
             {"student": STUDENT | {"model": "os:system"}},
+            "does not list 'os:system' behind",
         ),
-        ({}, {"student": STUDENT | {"model": "transformer"}}),
-        ({'features = ["none", "pca", "scattering", "words"]': 'features = ["pca"]'}, {"student": STUDENT}),
-        ({}, {"student": STUDENT | {"epochs": 1001}}),
-        ({'proxies = ["*"]': f'proxies = ["{"0" * 64}"]'}, {}),
-        ({}, {"codec": "fp32"}),
-        ({}, {"rounds": 201}),
-        ({}, {"steps_per_round": 10_000}),
-        ({}, {"clipping_norm": 1e5}),
-        ({}, {"unit": "record"}),
-        ({}, {"delta": 1e-4}),
-        ({}, {"epsilon": 1.001}),
-        ({}, {"histogram_share": 0.1}),
-        ({"noise-multiplier = 0.5": "noise-multiplier = 50.0"}, {}),
+        ({}, {"student": STUDENT | {"model": "transformer"}}, "does not list 'transformer' behind"),
+        ({}, {"student": STUDENT | {"model": "\x1b[2J\nfine"}}, r"does not list '\x1b[2J\nfine' behind"),
+        (
+            {'features = ["none", "pca", "scattering", "words"]': 'features = ["pca"]'},
+            {"student": STUDENT},
+            f"behind {STUDENT['features']}",
+        ),
+        ({}, {"student": STUDENT | {"epochs": 1001}}, "1001 epochs are more than allow.epochs"),
+        ({'proxies = ["*"]': f'proxies = ["{"0" * 64}"]'}, {}, "allow.proxies does not list"),
+        ({}, {"codec": "fp32"}, "allow.codecs does not list fp32"),
+        ({}, {"rounds": 201}, "201 rounds are more than allow.rounds = 200"),
+        ({}, {"steps_per_round": 10_000}, "10000 steps a round are more than allow.steps-per-round"),
+        ({}, {"clipping_norm": 1e5}, "clipping norm 100000 is above allow.clipping-norm"),
+        ({}, {"unit": "record"}, "unit record is not data.unit = patient"),
+        ({}, {"delta": 1e-4}, "δ = 0.0001 is above budget.delta = 1e-05"),
+        ({}, {"epsilon": 1.001}, "ε = 1.001 is above budget.run-epsilon = 1"),
+        ({}, {"histogram_share": 0.1}, "allow.purchases does not list all of"),
+        ({"noise-multiplier = 0.5": "noise-multiplier = 50.0"}, {}, "σ is below allow.noise-multiplier = 50"),
     ],
 )
-def test_each_rule_refuses(hospital, amendment, plan):
+def test_each_rule_refuses(hospital, amendment, plan, objection):
     hospital.amend(amendment)
-    objection = read_policy(hospital.policy_path).refusal(hospital.plan(**plan))
-    assert objection is not None
-    rule, reason = objection
+    refused = read_policy(hospital.policy_path).refusal(hospital.plan(**plan))
+    assert refused is not None
+    rule, reason = refused
     assert rule is Rule.NOT_ALLOWED
-    assert any(reason.startswith(words.partition("{")[0]) for words, _ in RULES)
+    assert objection in reason
     assert "{" not in reason
 
 

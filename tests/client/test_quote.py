@@ -173,6 +173,19 @@ def test_a_plan_that_would_be_refused_is_not_approved(hospital):
         assert site.ledger.approved("study-1", plan.digest()) is None
 
 
+def test_where_the_budget_is_spent_a_plan_can_be_approved_and_is_answered_without_private_steps(hospital):
+    hospital.amend({"approval = false": "approval = true", "study-epsilon = 1.0": "study-epsilon = 0.9"})
+    plan = hospital.plan()
+    asked_plans(read_policy(hospital.policy_path)).keep(plan)
+    approved = hospital.run("approve", plan.digest().hex(), "--yes")
+    assert approved.returncode == 0, approved.stderr
+    assert "public work alone is left" in approved.stdout
+    with hospital.open() as site:
+        site.custodian.accept_proxy(hospital.proxy.to_bytes())
+        assert isinstance(decode_answer(site.custodian.learn(hospital.task().encode())), Release)
+        assert site.ledger.events() == ()
+
+
 def test_the_books_can_be_read_and_verified(hospital):
     with hospital.open() as site:
         site.custodian.accept_proxy(hospital.proxy.to_bytes())

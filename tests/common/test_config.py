@@ -36,6 +36,7 @@ REFUSED = [
     ("privacy.epsilon", float("nan"), "finite"),
     ("privacy.epsilon", float("inf"), "finite"),
     ("privacy.epsilon", "1", "a valid number"),
+    ("privacy.site-epsilons", "1 3", "numbers from 0.000001 to 999 with commas between"),
     ("privacy.site-epsilons", "1;2", "numbers from 0.000001 to 999 with commas between"),
     ("privacy.site-epsilons", "1,0", "numbers from 0.000001 to 999 with commas between"),
     ("privacy.delta", 0.0, "greater than 0"),

@@ -53,6 +53,14 @@ class Sorting(Plain):
         return super().forward(x[order])[order.argsort()]
 
 
+class SortingDown(Plain):
+    """The same, the other way round: of any few cases, one of the two finds them in order."""
+
+    def forward(self, x):
+        order = x[:, 0].argsort(descending=True)
+        return super().forward(x[order])[order.argsort()]
+
+
 class Averaging(Plain):
     """Keeps a running mean beside its weights, as batch normalisation does."""
 
@@ -119,6 +127,7 @@ WRONG = {
     CentredInside: "depends on the others in the batch",
     Folding: "a case is folded into several",
     Sorting: "are not those of each case alone",
+    SortingDown: "are not those of each case alone",
     Averaging: "changes its weights or buffers",
     Remembering: "remembers cases",
     Echoing: "remembers cases|depends on the others",
@@ -155,9 +164,27 @@ def test_a_model_that_fails_on_many_cases_or_has_nothing_to_train_is_refused():
 
 
 def test_a_teacher_judges_each_case_by_itself():
-    require_judgement_apart(nn.Sequential(nn.Linear(WIDE, CLASSES), nn.BatchNorm1d(CLASSES)), (WIDE,))
+    cases_B = torch.rand(8, WIDE)
+    require_judgement_apart(nn.Sequential(nn.Linear(WIDE, CLASSES), nn.BatchNorm1d(CLASSES)), cases_B)
+    require_judgement_apart(OfPixels(), cases_B)
     with pytest.raises(UserError, match=r"Centred can't be a teacher: .*depends on the others in the batch"):
-        require_judgement_apart(Centred(), (WIDE,))
+        require_judgement_apart(Centred(), cases_B)
+    with pytest.raises(UserError, match=r"Together can't be a teacher: it fails on 4 cases, or on one \(Ind"):
+        require_judgement_apart(Together(), cases_B)
+
+
+class OfPixels(Plain):
+    """It counts on there being nothing below zero."""
+
+    def forward(self, x):
+        return super().forward(x.sqrt())
+
+
+class Together(Plain):
+    """It can't do with a single case."""
+
+    def forward(self, x):
+        return super().forward(x.squeeze().flatten(1))
 
 
 class Words(nn.Module):

@@ -152,6 +152,13 @@ class Shy(Good):
 
 def dictionary(case_shape, num_classes):
     return {}
+
+def Leaving(case_shape, num_classes):
+    raise SystemExit(0)
+
+class OfPixels(Good):
+    def forward(self, x):
+        return super().forward(x.sqrt())
 """
 
 
@@ -159,6 +166,7 @@ def dictionary(case_shape, num_classes):
 def users_module(tmp_path, monkeypatch):
     (tmp_path / "ward_models.py").write_text(USERS_MODULE)
     (tmp_path / "broken_models.py").write_text("1 / 0")
+    (tmp_path / "script_models.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     yield "ward_models"
     sys.modules.pop("ward_models", None)
@@ -172,12 +180,18 @@ def test_a_users_own_model(users_module):
     assert first.training
 
 
+def test_a_model_may_count_on_cases_that_lie_between_zero_and_one(users_module):
+    load_by_path(f"{users_module}:OfPixels", (4,), 3)
+
+
 @pytest.mark.parametrize(
     ("path", "complaint"),
     [
         ("ward_models:Nobody", "module:Class that can be imported .*Nobody"),
         ("no_such_module:Net", "No module named 'no_such_module'"),
         ("broken_models:Net", "ZeroDivisionError"),
+        ("script_models:Net", r"module:Class that can be imported \(SystemExit"),
+        ("ward_models:Leaving", r"a class that takes .*\(SystemExit"),
         ("ward_models:", "module:Class that can be imported"),
         ("ward_models:Shy", r"a class that takes \(case_shape, num_classes\) = \(\(4,\), 3\)"),
         ("ward_models:dictionary", "a torch.nn.Module, not a dict"),

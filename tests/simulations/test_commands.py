@@ -277,3 +277,15 @@ def test_a_file_that_may_not_grow_stops_the_run(tmp_path, largest):
     assert process.returncode == 2, err
     assert "grandrounds: " in err and "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    """Standard output is a pipe that nobody reads any more when the command has something to say."""
+    command = [sys.executable, "-m", "grandrounds", "--help"]
+    unheard = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, env=unheard, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -2,7 +2,15 @@
 
 import pytest
 
-from simulations.baselines.registry import METHODS, TUNED, configured, read_tuned, settings_of, tuned_name
+from simulations.baselines.registry import (
+    METHODS,
+    TUNED,
+    configured,
+    read_tuned,
+    settings_of,
+    tuned_for,
+    tuned_name,
+)
 from simulations.baselines.tuning import GRIDS, points
 from simulations.settings import run_settings, scenario_names
 
@@ -54,6 +62,11 @@ def test_another_number_of_sites_has_settings_of_its_own_where_they_were_tuned(t
         for number, step in ((5, 5.0), (20, 5.0), (200, 0.2)):
             config = run_settings("fashion", [f"data.num-sites={number}"])
             assert settings_of("dp-fedavg", config) == {"privacy.step-size": step}
+        # A method that wasn't tuned for two hundred keeps what five sites found; one never tuned stays out.
+        (tmp_path / "fashion.toml").write_text(f"{entry}5.0\n{entry.replace('dp-fedavg', 'fedmd')}7.0\n")
+        read_tuned.cache_clear()
+        assert settings_of("fedmd", config) == {"privacy.step-size": 7.0}
+        assert tuned_for("federation-tuned", config) == []
     finally:
         read_tuned.cache_clear()
 
