@@ -33,6 +33,7 @@ from client.policy import SitePolicy
 from client.shelf import MOST_PROXY_BYTES, Shelf, ShelfFull
 from common.architectures import Architecture, architecture_of
 from common.config import MOST_STEPS
+from common.errors import USERS_CODE
 from common.logs import about
 from common.messages import NO_HEAD, Greeting, MessageError, Offer, Receipt, Refusal, Rule, Task
 from common.proxy import Proxy
@@ -214,7 +215,7 @@ class Custodian:
         for lesson in lessons:
             try:
                 return lesson(self._enrol(task, proxy))
-            except (Exception, SystemExit) as error:
+            except USERS_CODE as error:
                 # A model that exits ends no lesson. In the main thread, where only simulations hold lessons,
                 # it may be SIGTERM.
                 if isinstance(error, SystemExit) and current_thread() is main_thread():

@@ -432,8 +432,8 @@ def _asked_terms(
     size = "Public size of the site (a round number, no count)"
     lifetime = "Cap on ε for all that is ever done"
     studies = "Studies that may run here, with commas between, or *"
-    if proposed.delta is None or proposed.delta == DELTA:
-        delta = DELTA if delta is None else delta
+    if delta is None and proposed.delta in (None, DELTA):
+        delta = DELTA
     return {
         "unit": _asked(unit, "--unit", "Unit of privacy, patient or record", _unit, proposed.unit),
         "declared_size": _asked(declared_size, "--declared-size", size, int, proposed.declared_size),

@@ -26,3 +26,12 @@ class ConfigError(UserError):
         """Compose the one-line message."""
         self.where, self.key, self.value, self.expected = where, key, value, expected
         super().__init__(f"{where}: {key} = {value!r} is refused: expected {expected}")
+
+
+USERS_CODE = (Exception, SystemExit)
+"""What a user's own code may raise; a script that is taken for a module exits."""
+
+
+def named(error: BaseException) -> str:
+    """Name an error of the user's own code, with what it says."""
+    return f"{type(error).__name__}: {error}"

@@ -18,13 +18,13 @@ Shape legend: B cases of the trial.
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from common.errors import UserError
+from common.errors import USERS_CODE, UserError, named
 from common.texts import LEAST_VOCABULARY, is_text
 
 CASES, MANY = 4, 64
@@ -42,14 +42,12 @@ def require_cases_apart(model: nn.Module, case_shape: tuple[int, ...]) -> None:
     Raises:
         UserError: saying why it can't be trained in private.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
-            tried, x_B, others_B = shaken(model), tried_cases(case_shape), tried_cases(case_shape)
-            wrong = next(_complaints(tried, x_B, others_B), "")
-        except (Exception, SystemExit) as error:  # the user's own code may raise anything
-            wrong = f"it fails on {MANY} cases, on {CASES}, on one or on none ({_named(error)})"
-    if wrong:
+
+    def trial() -> str:
+        tried = shaken(model)
+        return next(_complaints(tried, tried_cases(case_shape), tried_cases(case_shape)), "")
+
+    if wrong := _said_by(trial, f"{MANY} cases, on {CASES}, on one or on none"):
         raise UserError(f"{type(model).__name__} can't be trained in private: {wrong}")
 
 
@@ -63,48 +61,55 @@ def require_frozen_apart(trunk: nn.Module, case_shape: tuple[int, ...]) -> None:
     Raises:
         UserError: saying why nothing can be trained in private above them.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        x_B, others_B = tried_cases(case_shape), tried_cases(case_shape)
-    if wrong := _wrong_in_use(trunk, x_B, others_B, shake=False):
+
+    def trial() -> str:
+        return _wrong_in_use(copy.deepcopy(trunk), tried_cases(case_shape), tried_cases(case_shape))
+
+    if wrong := _said_by(trial, f"{CASES} cases, or on one"):
         raise UserError(f"nothing can be trained in private above {type(trunk).__name__}: {wrong}")
 
 
-def require_judgement_apart(teacher: nn.Module, x_B: Tensor) -> None:
+def require_judgement_apart(teacher: nn.Module, cases: Tensor) -> None:
     """Try a model that public cases train: what it says of a case, once trained, must be its own alone.
 
     Args:
         teacher: Maps cases (B, ...) to logits; it is left as it is.
-        x_B: Some public cases, two or more: it judges no others, and may rely on what they are like.
+        cases: Some public ones, two or more: it judges no others, and may rely on what they are like.
 
     Raises:
         UserError: saying why it can't be a teacher.
     """
-    if wrong := _wrong_in_use(teacher, *x_B.tensor_split(2), shake=True):
+    x_B, others_B = cases.tensor_split(2)
+
+    def trial() -> str:
+        return _wrong_in_use(shaken(teacher), x_B, others_B)
+
+    if wrong := _said_by(trial, f"{len(x_B)} cases, or on one"):
         raise UserError(f"{type(teacher).__name__} can't be a teacher: {wrong}")
 
 
-def _wrong_in_use(model: nn.Module, x_B: Tensor, others_B: Tensor, *, shake: bool) -> str:
-    try:
-        return _complaint_in_use(model, x_B, others_B, shake=shake)
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        return f"it fails on {len(x_B)} cases, or on one ({_named(error)})"
-
-
-def _complaint_in_use(model: nn.Module, x_B: Tensor, others_B: Tensor, *, shake: bool) -> str:
+def _said_by(trial: Callable[[], str], on: str) -> str:
+    """What a trial complains of; it draws the same chance each time, and none of the caller's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tried = (shaken(model) if shake else copy.deepcopy(model)).eval()
-        together, before = _says(tried, x_B), _numbers(tried)
-        alone = torch.cat([_says(tried, case[None]) for case in x_B])
-        _says(tried, others_B)
-        after = _numbers(tried)
-        if not _close(alone, together):
-            return "what it makes of a case depends on the others in the batch"
-        if not all(torch.equal(before[name], after[name]) for name in before):
-            return "a forward pass changes its weights or buffers"
-        if not _close(_says(tried, x_B, chance=1), together):
-            return "it draws chance, or remembers cases"
+        try:
+            return trial()
+        except USERS_CODE as error:
+            return f"it fails on {on} ({named(error)})"
+
+
+def _wrong_in_use(tried: nn.Module, x_B: Tensor, others_B: Tensor) -> str:
+    tried.eval()
+    together, before = _says(tried, x_B), _numbers(tried)
+    alone = torch.cat([_says(tried, case[None]) for case in x_B])
+    _says(tried, others_B)
+    after = _numbers(tried)
+    if not _close(alone, together):
+        return "what it makes of a case depends on the others in the batch"
+    if not all(torch.equal(before[name], after[name]) for name in before):
+        return "a forward pass changes its weights or buffers"
+    if not _close(_says(tried, x_B, chance=1), together):
+        return "it draws chance, or remembers cases"
     return ""
 
 
@@ -181,10 +186,6 @@ def _complaints_of_gradients(model: nn.Module, x_B: Tensor) -> Iterator[str]:
             expected = torch.stack([torch.zeros_like(weight) if one is None else one for one in of_case])
             if not _close(gradient, expected):
                 yield f"the per-example gradients of {name} are not those of each case alone"
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _says(model: nn.Module, x_B: Tensor, chance: int = 0) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.config import Layers
-from common.errors import ConfigError, UserError
+from common.errors import USERS_CODE, ConfigError, UserError, named
 from common.fitness import CASES, require_cases_apart, tried_cases
 from common.runs import write_whole
 from common.texts import LARGEST_VOCABULARY, PADDING, is_text
@@ -222,25 +222,22 @@ def load_by_path(path: str, case_shape: CaseShape, num_classes: int) -> nn.Modul
     module_name, _, attribute = path.partition(":")
     try:
         make = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
-        raise _refused(path, f"module:Class that can be imported ({_named(error)})") from error
+    except USERS_CODE as error:  # importing runs it
+        raise _refused(path, f"module:Class that can be imported ({named(error)})") from error
     arguments = f"(case_shape, num_classes) = ({case_shape}, {num_classes})"
     try:
         model = make(case_shape, num_classes)
-    except (Exception, SystemExit) as error:
-        raise _refused(path, f"a class that takes {arguments} ({_named(error)})") from error
+    except USERS_CODE as error:
+        raise _refused(path, f"a class that takes {arguments} ({named(error)})") from error
     if not isinstance(model, nn.Module):
         raise _refused(path, f"a class that makes a torch.nn.Module, not a {type(model).__name__}")
     was_training = model.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        wrong = _wrong_with(model.eval(), tried_cases(case_shape), num_classes)
         # Pixels and categories lie between 0 and 1, and a model may rely on it.
-        wrong = [
-            _wrong_with(model.eval(), x_B, num_classes)
-            for x_B in (tried_cases(case_shape), torch.rand(CASES, *case_shape))
-        ]
-    if all(wrong):
-        raise _refused(path, wrong[0])
+        if wrong and _wrong_with(model, torch.rand(CASES, *case_shape), num_classes):
+            raise _refused(path, wrong)
     return model.train(was_training)
 
 
@@ -250,8 +247,8 @@ def _wrong_with(model: nn.Module, x_B: Tensor, num_classes: int) -> str:
     try:
         with torch.no_grad():
             logits = model(x_B)
-    except (Exception, SystemExit) as error:
-        return f"{expected} ({_named(error)})"
+    except USERS_CODE as error:
+        return f"{expected} ({named(error)})"
     if not isinstance(logits, Tensor):
         return f"{expected}, not a {type(logits).__name__}"
     if logits.shape != (len(x_B), num_classes):
@@ -284,10 +281,6 @@ def _check_registered(name: str, case_shape: CaseShape) -> None:
 
 def _refused(name: str, expected: str) -> ConfigError:
     return ConfigError("models", "model", name, expected)
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 # ---- Trunk and head ----------------------------------------------------------------------------------------

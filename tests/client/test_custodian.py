@@ -396,17 +396,33 @@ def test_a_module_that_the_policy_does_not_name_is_never_imported(hospital, site
     assert "own_model" in sys.modules
 
 
-def test_a_model_that_exits_ends_no_lesson_and_no_thread(hospital, monkeypatch):
+LEAVING = """
+import sys, torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, case_shape, num_classes):
+        super().__init__(nn.Linear(case_shape[0], num_classes))
+    def forward(self, x):
+        if len(x) == 60 and torch.is_grad_enabled():
+            sys.exit(0)
+        return super().forward(x)
+"""
+"""It bears every trial, and exits at the sight of just the hospital's sixty patients."""
+
+
+def test_a_model_that_exits_ends_no_lesson_and_no_thread(hospital, tmp_path, monkeypatch, caplog):
     """As the custodian holds lessons, which is never in the main thread: there an exit may be SIGTERM's."""
-    from client.student import Student
-
-    def leave(*_: object) -> None:
-        raise SystemExit(0)
-
-    monkeypatch.setattr(Student, "private_lesson", leave)
+    (tmp_path / "leaving_model.py").write_text(LEAVING)
+    monkeypatch.syspath_prepend(tmp_path)
+    hospital.amend({'models = ["linear",': 'models = ["leaving_model:Net", "linear",'})
+    own = hospital.plan().student.model_copy(update={"model": "leaving_model:Net"})
+    task = hospital.task(1, hospital.plan(student=own))
     with hospital.open() as site:
         site.custodian.accept_proxy(hospital.proxy.to_bytes())
-        with ThreadPoolExecutor(1) as pool:
-            told = pool.submit(site.custodian.learn, hospital.task().encode()).result()
+        with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.ERROR):
+            told = pool.submit(site.custodian.learn, task.encode()).result()
         assert isinstance(decode_answer(told), Release)
         assert [entry.kind for entry in site.ledger.entries()] == ["begin", "reserve", "charge", "commit"]
+    failed = [one.exc_info[0] for one in caplog.records if one.exc_info]
+    assert failed == [SystemExit]  # once: the lesson over nobody's records went well

@@ -2,6 +2,7 @@
 
 import pytest
 
+from simulations.baselines import tuning
 from simulations.baselines.registry import (
     METHODS,
     TUNED,
@@ -67,6 +68,23 @@ def test_another_number_of_sites_has_settings_of_its_own_where_they_were_tuned(t
         read_tuned.cache_clear()
         assert settings_of("fedmd", config) == {"privacy.step-size": 7.0}
         assert tuned_for("federation-tuned", config) == []
+    finally:
+        read_tuned.cache_clear()
+
+
+def test_tuning_some_methods_keeps_what_was_found_for_others(tmp_path, monkeypatch):
+    for module in ("registry", "tuning"):
+        monkeypatch.setattr(f"simulations.baselines.{module}.TUNED", tmp_path)
+    found = [({"method": "fedmd", "epsilon": 1.0, "privacy.step-size": 9.0}, "found now")]
+    monkeypatch.setattr(tuning, "tune", lambda *_: found)
+    old = '[[settings]]\nmethod = "{}"\nepsilon = {}\n"privacy.step-size" = 5.0\n'
+    content = "".join(old.format(*of) for of in (("fedmd", 1.0), ("fedmd", 8.0), ("dp-fedavg", 1.0)))
+    (tmp_path / "fashion.toml").write_text(content)
+    read_tuned.cache_clear()
+    try:
+        tuning.main("fashion", methods="fedmd", epsilons="1")
+        steps = {(one["method"], one["epsilon"]): one["privacy.step-size"] for one in read_tuned("fashion")}
+        assert steps == {("fedmd", 1.0): 9.0, ("fedmd", 8.0): 5.0, ("dp-fedavg", 1.0): 5.0}
     finally:
         read_tuned.cache_clear()
 
