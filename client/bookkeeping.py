@@ -18,6 +18,9 @@ gradient of the output at position t (a token, a pixel; a table has one), W the 
 | LayerNorm | Σ_t δ_it ∘ x̂_it, Σ_t δ_it | of the gradient itself | fᵀ g |
 | Embedding | the sum of δ_it by token | Σ of the sums' | Σ_i f_i g_i by token |
 
+Where the only trained layer says the logits, as a head on features does, δ is the loss's own gradient, and
+there is no way back to go.
+
 Pairs of positions are cheaper than the gradient itself where 2 T² ≤ |W| (Bu et al., their mixed rule). For
 convolutions they never were on a CPU: the grouped convolution costs hardly more than the plain one.
 
@@ -42,7 +45,7 @@ Shapes: B examples, T positions, D inputs and P outputs of a layer, C channels, 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
@@ -51,6 +54,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.functional import cross_entropy
 
 from common.fitness import CASES, shaken, tried_cases
 
@@ -111,6 +115,22 @@ def _run(width: int) -> int:
     return next((run for run in range(RUN, SHORTEST_RUN - 1, -1) if width % run == 0), RUN)
 
 
+def loss_gradients(loss: Loss, logits_BC: Tensor, y_B: Tensor) -> Tensor:
+    """Return the gradient of each example's own loss with respect to its logits, (B, C).
+
+    For cross-entropy it is softmax less one-hot label, and taken without autograd: torch is slow at the
+    softmax of short rows, several times as slow as at that of columns.
+    """
+    if loss is cross_entropy and logits_BC.dim() == 2 and logits_BC.shape[0] == y_B.shape[0]:
+        delta_CB = logits_BC.detach().T.contiguous().softmax(dim=0)
+        return delta_CB.scatter_add_(0, y_B[None], delta_CB.new_full((1, y_B.shape[0]), -1.0)).T.contiguous()
+    with torch.enable_grad():
+        leaf_BC = logits_BC.detach().requires_grad_()
+        value = loss(leaf_BC, y_B)
+    # The loss is a mean over B examples, and each one's own gradient is asked for: B times the mean's.
+    return torch.autograd.grad(value, leaf_BC, torch.full_like(value, len(y_B)))[0]
+
+
 def total(tensors: list[Tensor]) -> Tensor:
     """Add up tensors of one shape."""
     return reduce(torch.add, tensors)
@@ -126,6 +146,7 @@ class Call:
     Attributes:
         x: Its input, (B, ...).
         version: Changes of `x` in place up to then.
+        sees_data: Whether no trained parameter has a part in `x`.
         output: Where in the autograd graph the gradient of its output arrives.
         numbers: How many it has to do with for each example.
         statistics: A normalisation's mean and inverse deviation, which it saves for the backward pass.
@@ -133,6 +154,7 @@ class Call:
 
     x: Tensor
     version: int
+    sees_data: bool
     output: GradientEdge
     numbers: int
     statistics: tuple[Tensor, ...] = ()
@@ -190,7 +212,7 @@ def _linear(layer: nn.Linear, call: Call, delta: Tensor) -> Part:
 
 
 def _positions(layer: nn.Linear, call: Call) -> int:
-    return call.x.numel() // (len(call.x) * layer.in_features)
+    return call.x.numel() // (call.x.shape[0] * layer.in_features)
 
 
 def _pairs_are_cheaper(layer: nn.Linear, positions: int) -> bool:
@@ -377,38 +399,39 @@ class BookKeeping:
         Raises:
             NotKnown: if a pass is none whose gradients are known for sure.
         """
-        examples = len(y_B)
+        examples = y_B.shape[0]  # a tensor's `len` is slower
         if examples == 0:
             return [torch.zeros_like(parameter) for parameter in self._parameters]
         if examples > self.at_once:
             return added(self(*piece) for piece in divided(phi_B, y_B, self.at_once))
-        value = self._forward(phi_B, y_B)
+        logits_BC = self._forward(phi_B)
         self.at_once = self._room()
         if examples > self.at_once:
             return self(phi_B, y_B)
         with torch.no_grad():
-            parts = self._parts(value, examples)
+            parts = self._parts(logits_BC, y_B)
             self._calls = {}
             squared_B = total([part.squared_B for part in parts])
             if math.isfinite(squared_B.sum().item()):
-                factor_B = clip_factors(squared_B, self._clipping_norm).to(value.dtype)
+                factor_B = clip_factors(squared_B, self._clipping_norm).to(logits_BC.dtype)
                 return [gradient for part in parts for gradient in part.weighted(factor_B)]
         finite_B = squared_B.isfinite()
         return self(phi_B[finite_B], y_B[finite_B])
 
-    def _forward(self, phi_B: Tensor, y_B: Tensor) -> Tensor:
-        """Return the loss of a pass whose calls were noted and are what is known."""
+    def _forward(self, phi_B: Tensor) -> Tensor:
+        """Return the logits of a pass whose calls were noted and are what is known."""
         self._calls = {}
-        value = self._loss(self._model(phi_B), y_B)
-        if self._calls.keys() != set(self._layers):
+        logits_BC: Tensor = self._model(phi_B)
+        if len(self._calls) != len(self._layers):
             raise NotKnown("a layer is not called")
         for layer, call in self._calls.items():
-            if len(call.x) != len(y_B) or call.x.dim() not in DIMENSIONS[type(layer)] or not call.x.numel():
+            if (
+                call.x.shape[0] != phi_B.shape[0]
+                or call.x.dim() not in DIMENSIONS[type(layer)]
+                or not call.x.numel()
+            ):
                 raise NotKnown("a layer sees something else than a batch of the examples")
-        uses = _uses(value)
-        if any(uses[id(parameter)] != 1 for parameter in self._parameters):
-            raise NotKnown("a parameter is not used exactly once, by its own layer")
-        return value
+        return logits_BC
 
     def _room(self) -> int:
         """How many examples like those of the last pass one pass may take."""
@@ -425,21 +448,31 @@ class BookKeeping:
         # The graph's edge, not the output: what comes next may change that in place.
         edge = get_gradient_edge(output)
         statistics = _statistics(edge.node) if isinstance(layer, NORMALISATIONS) else ()
-        numbers = (inputs[0].numel() + output.numel()) // max(1, len(inputs[0]))
-        self._calls[layer] = Call(inputs[0].detach(), inputs[0]._version, edge, numbers, statistics)
+        (x,) = inputs
+        numbers = (x.numel() + output.numel()) // max(1, x.shape[0])
+        self._calls[layer] = Call(x.detach(), x._version, not x.requires_grad, edge, numbers, statistics)
 
-    def _parts(self, value: Tensor, examples: int) -> list[Part]:
-        """The one backward pass, as far as the layers' outputs."""
+    def _parts(self, logits_BC: Tensor, y_B: Tensor) -> list[Part]:
+        """What each layer contributes."""
         calls = [self._calls[layer] for layer in self._layers]
-        # The loss is a mean over B examples, and each one's own gradient is asked for: B times the mean's.
-        outputs, times_b = [call.output for call in calls], torch.full_like(value, examples)
-        deltas = torch.autograd.grad(value, outputs, times_b, allow_unused=True)
+        deltas = self._deltas(calls, logits_BC, y_B)
         parts = []
         for layer, call, delta in zip(self._layers, calls, deltas, strict=True):
-            if delta is None or len(delta) != examples or call.x._version != call.version:
+            if delta is None or delta.shape[0] != y_B.shape[0] or call.x._version != call.version:
                 raise NotKnown("a layer's output leads nowhere, or its input was changed in place")
             parts.append(PARTS[type(layer)](layer, call, delta))
         return parts
+
+    def _deltas(self, calls: list[Call], logits_BC: Tensor, y_B: Tensor) -> Sequence[Tensor | None]:
+        """Gradients of the examples' losses, of each its own, with respect to the layers' outputs."""
+        delta_BC = loss_gradients(self._loss, logits_BC, y_B)
+        if len(calls) == 1 and calls[0].sees_data and calls[0].output.node is logits_BC.grad_fn:
+            return [delta_BC]  # the only trained layer says the logits: there is no way back to go
+        uses = _uses(logits_BC)
+        if any(uses[id(parameter)] != 1 for parameter in self._parameters):
+            raise NotKnown("a parameter is not used exactly once, by its own layer")
+        # The one backward pass, as far as the layers' outputs.
+        return torch.autograd.grad(logits_BC, [call.output for call in calls], delta_BC, allow_unused=True)
 
 
 # ---- The trial ---------------------------------------------------------------------------------------------
@@ -487,7 +520,7 @@ _TRIED: WeakKeyDictionary[nn.Module, Trial] = WeakKeyDictionary()
 
 def _tried(model: nn.Module, case_shape: tuple[int, ...]) -> tuple[float, int]:
     """How far sums are from those case by case, and how many examples one pass may take."""
-    loss = nn.functional.cross_entropy
+    loss = cross_entropy
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tried = shaken(model)
@@ -536,11 +569,11 @@ def _statistics(node: Any) -> tuple[Tensor, ...]:
     return node._saved_result1, node._saved_result2
 
 
-def _uses(value: Tensor) -> Counter[int]:
+def _uses(logits_BC: Tensor) -> Counter[int]:
     """How many edges of the autograd graph lead to each leaf, by the leaf's id."""
     uses: Counter[int] = Counter()
-    seen: set[Any] = {value.grad_fn}
-    waiting: list[Any] = [value.grad_fn]
+    seen: set[Any] = {logits_BC.grad_fn}
+    waiting: list[Any] = [logits_BC.grad_fn]
     while waiting:
         node = waiting.pop()
         for following, _ in node.next_functions if node is not None else ():

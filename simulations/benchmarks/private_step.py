@@ -6,7 +6,7 @@ A batch of 2,400 is a full one at a site of the scenario `fashion`.
 
 | step | is |
 |---|---|
-| plain | take the batch, forward, backward, SGD |
+| plain | take the batch, forward, backward, SGD, as one writes them in torch |
 | private | a step of `client.private_step.private_steps`: the same with clipping and noise |
 | by Opacus | the same where `client.bookkeeping` doesn't know the model, so that Opacus's hooks clip |
 | noise | drawing the step's noise, and nothing else |
@@ -51,8 +51,8 @@ CLASSES = 10
 SECONDS = 1.0
 """How long plain steps are taken in all turns together, at least."""
 FEWEST_TURNS, MOST_TURNS = 3, 60
-STEPS = 4
-"""Steps of a turn, in one call, but of slow models only one."""
+STEPS = 16
+"""Steps of a turn, in one call, but of slow models only one. What a call prepares is shared among them."""
 SLOW = 0.1
 """Seconds of a plain step."""
 

@@ -14,6 +14,7 @@ from client.bookkeeping import BookKeeping, NotKnown, require_agreement, squared
 from client.private_step import Clipping, OpacusHooks
 from common.errors import UserError
 from common.fitness import require_cases_apart
+from common.losses import balanced_softmax_cross_entropy
 from common.models import FOR_TEXTS, REGISTRY, build
 
 LOSS = nn.functional.cross_entropy
@@ -56,6 +57,17 @@ class Reordered(Twice):
         return self.head(torch.tanh(self.inner(x[order]))[order.argsort()])
 
 
+class OnItself(nn.Module):
+    """Its only layer says the logits, and has a part in what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(x * self.head.weight.sum(dim=0))
+
+
 def watched() -> nn.Module:
     model = nn.Linear(6, 3)
     model.register_forward_hook(lambda *_: None)
@@ -68,6 +80,10 @@ def sequence(inner: nn.Module) -> nn.Module:
 
 KNOWN = {
     "linear": ((6,), lambda: nn.Linear(6, 3)),
+    "head": ((6,), lambda: nn.Sequential(nn.Linear(6, 5).requires_grad_(False), nn.Tanh(), nn.Linear(5, 3))),
+    "no bias": ((6,), lambda: nn.Linear(6, 3, bias=False)),
+    "not the logits": ((6,), lambda: nn.Sequential(nn.Linear(6, 3), nn.Tanh())),
+    "changed in place": ((6,), lambda: nn.Sequential(nn.Linear(6, 3), nn.ReLU(inplace=True))),
     "mlp": ((6,), lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(inplace=True), nn.Linear(9, 3, bias=False))),
     "few positions": ((3, 6), lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Mean(), nn.Linear(8, 3))),
     "many positions": ((20, 6), lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Mean(), nn.Linear(8, 3))),
@@ -106,13 +122,13 @@ def examples(model, shape, n, seed, scale):
     return x, torch.randint(0, 3, (n,), generator=generator)
 
 
-def naive(model, x, y, clip):
+def naive(model, x, y, clip, loss=LOSS):
     """Example by example, in float64."""
     wide = model.double()
     trained = [parameter for parameter in wide.parameters() if parameter.requires_grad]
     sums = [torch.zeros_like(parameter) for parameter in trained]
     for one, label in zip(x if x.dtype == torch.int64 else x.double(), y, strict=True):
-        gradient = torch.autograd.grad(LOSS(wide(one[None]), label[None]), trained)
+        gradient = torch.autograd.grad(loss(wide(one[None]), label[None]), trained)
         norm = math.sqrt(sum(float(part.square().sum()) for part in gradient))
         sums = [s + min(1.0, clip / (norm + 1e-6)) * part for s, part in zip(sums, gradient, strict=True)]
     model.float()
@@ -138,6 +154,22 @@ def test_it_gives_the_naive_sums(kind, n, seed, clip, scale):
     found = engine(x, y)
     engine.close()
     assert distance(found, naive(model, x, y, clip)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_it_gives_the_naive_sums_of_any_loss(kind):
+    shape, make = KNOWN[kind]
+    model = make()
+    x, y = examples(model, shape, 9, 0, 3.0)
+    log_prior_C = torch.tensor([0.7, 0.2, 0.1]).log()
+
+    def loss(logits_BC, y_B):
+        return balanced_softmax_cross_entropy(logits_BC, y_B, log_prior_C.to(logits_BC.dtype))
+
+    engine = BookKeeping(model, loss, 0.5)
+    found = engine(x, y)
+    engine.close()
+    assert distance(found, naive(model, x, y, 0.5, loss)) < 1e-5
 
 
 @st.composite
@@ -249,8 +281,9 @@ def test_every_architecture_of_the_registry_is_known(name):
     assert distance(found, naive(model, x, y, 0.3)) < 1e-5
 
 
-def test_a_layer_whose_weight_is_used_elsewhere_is_known_to_neither_and_refused_at_enrolment():
-    model = Functional()
+@pytest.mark.parametrize("kind", [Functional, OnItself])
+def test_a_layer_whose_weight_is_used_elsewhere_is_known_to_neither_and_refused_at_enrolment(kind):
+    model = kind()
     with pytest.raises(UserError, match="not those of each case alone"):
         require_cases_apart(model, (6,))
     with pytest.raises(NotKnown, match="exactly once"):
