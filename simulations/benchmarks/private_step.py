@@ -51,10 +51,9 @@ CLASSES = 10
 SECONDS = 1.0
 """How long plain steps are taken in all turns together, at least."""
 FEWEST_TURNS, MOST_TURNS = 3, 60
-STEPS = 16
-"""Steps of a turn, in one call, but of slow models only one. What a call prepares is shared among them."""
-SLOW = 0.1
-"""Seconds of a plain step."""
+STEPS, TURN_SECONDS = 16, 1.0
+"""Steps of a turn, in one call: so many, but of slow models only what takes about a second. They share what a
+call prepares, and the memory that the first of them has to ask the system for."""
 
 Steps = Callable[[int], None]
 
@@ -120,7 +119,7 @@ def cost(name: str, batch: int, plain_mib: float, private_mib: float) -> Cost:
     for kind in steps.values():
         kind(1)
     seconds = _seconds(steps["plain"], 1)
-    count = 1 if seconds > SLOW else STEPS
+    count = max(1, min(STEPS, round(TURN_SECONDS / seconds)))
     turns = min(max(round(SECONDS / (count * seconds)), FEWEST_TURNS), MOST_TURNS)
     opacus = steps.pop("opacus")
     times = [[_seconds(kind, count) for kind in steps.values()] for _ in range(turns)]
