@@ -108,6 +108,7 @@ def compare(
     """Hold the federation against other methods. If interrupted, the same command goes on."""
     sys.path.append(os.getcwd())  # the user's own `module:function` lies where the command is typed
     config = run_settings(scenario, run_config or [])
+    _require_options(run_settings(scenario, []), config)
     budgets, repetitions = parse_epsilons(epsilons), parse_seeds(seeds)
 
     from common.runs import working_folder
@@ -152,6 +153,13 @@ def compare(
     else:
         Console().print(comparison_table(comparison))
         Console().print(f"Page: {final / 'compare.html'}", soft_wrap=True)
+
+
+def _require_options(own: RunConfig, changed: RunConfig) -> None:
+    """Refuse overrides of what a comparison goes through by itself."""
+    for key, option in (("privacy.epsilon", "--epsilons"), ("seed", "--seeds")):
+        if (value := changed.flat()[key]) != own.flat()[key]:
+            raise UserError(f"--run-config: {key} = {value} is refused: a comparison takes it by {option}")
 
 
 def parse_epsilons(text: str) -> list[float]:

@@ -229,6 +229,8 @@ def test_without_anybody_who_sends_there_is_no_picture_of_bytes(answered):
         (["--seeds", "1,1"], "--seeds 1,1: one of them occurs twice"),
         (["--run-config", 'privacy.site-epsilons="0.3,1"'], "a comparison holds every site to one ε"),
         (["--methods", "fedsgd"], "--methods 'fedsgd' is refused: expected some of teacher-alone, "),
+        (["--run-config", "privacy.epsilon=2.0"], "a comparison takes it by --epsilons"),
+        (["--run-config", "seed=7"], "a comparison takes it by --seeds"),
         (["--run-config", "num-round=2"], "did you mean num-rounds"),
         (["--run-config", "proxy-cases=900"], "proxy-cases = 900 is refused"),
         (["hart"], "there is no scenario 'hart'"),
