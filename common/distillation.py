@@ -227,7 +227,7 @@ def _minimise(
     """AdamW over shuffled batches for `settings.epochs` epochs; raises `UserError` if it diverges."""
     model.train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     order = seeds.generator(seed, "order of public cases")
     for _ in range(settings.epochs):

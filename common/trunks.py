@@ -163,7 +163,7 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter], most_s
     with FlopCounterMode(display=False) as counter:
         loss().backward()
     steps = min(most_steps, max(1, int(MOST_WORK / max(counter.get_total_flops(), 1))))
-    optimizer = torch.optim.AdamW(parameters, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=WEIGHT_DECAY, fused=True)
     pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, STEP_SIZE, total_steps=steps, pct_start=WARM_UP)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
