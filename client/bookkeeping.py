@@ -37,8 +37,8 @@ kept from one pass to the next but how much of a batch one pass may take.
 **What is not known for sure is not done.** `known_layers` takes layers of exactly the classes above, without
 hooks, parametrisations or shared parameters. `require_agreement` tries the model on random cases. And each
 pass is checked: every layer called once, on the whole batch, and every trained parameter used once in the
-autograd graph. Otherwise `NotKnown` is raised before anything is added up, and `client.private_step` turns
-to Opacus.
+autograd graph, as it is where the one layer's output is the logits and its input needs no gradient.
+Otherwise `NotKnown` is raised before anything is added up, and `client.private_step` turns to Opacus.
 
 Shapes: B examples, T positions, D inputs and P outputs of a layer, C channels, U pairs of example and token.
 """
@@ -59,6 +59,7 @@ from torch.nn.functional import cross_entropy
 from common.fitness import CASES, shaken, tried_cases
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of logits and labels alone, neither of which it changes: `(logits_BC, y_B) -> scalar`, a mean."""
 
 KEPT_NUMBERS = 2**22
 """Numbers of per-example gradients that are held at once (16 MiB): few enough to stay in a cache, and to be
@@ -146,7 +147,7 @@ class Call:
     Attributes:
         x: Its input, (B, ...).
         version: Changes of `x` in place up to then.
-        sees_data: Whether no trained parameter has a part in `x`.
+        sees_data: Whether no gradient goes on to what made `x`.
         output: Where in the autograd graph the gradient of its output arrives.
         numbers: How many it has to do with for each example.
         statistics: A normalisation's mean and inverse deviation, which it saves for the backward pass.

@@ -119,7 +119,7 @@ class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus's optimizer for gradients that were clipped already, with noise from the site's own stream."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, settings: StepSettings, randomness: PrivateRandomness
+        self, optimizer: torch.optim.SGD, settings: StepSettings, randomness: PrivateRandomness
     ) -> None:
         """Wrap `optimizer`; the expected batch size is q times the declared size."""
         super().__init__(

@@ -108,6 +108,22 @@ def test_a_mean_is_made_of_the_noised_sum_alone_whatever_the_sums_precision_was(
     assert torch.equal(found, wanted)
 
 
+def test_parameters_of_two_precisions_get_means_of_their_own_from_one_noised_sum():
+    step = silent(noise_multiplier=1.0, clipping_norm=1.0, sample_rate=1.0, declared_size=3)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2).double())
+    optimizer = SiteOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0), step, PrivateRandomness(bytes(range(32)))
+    )
+    for parameter in model.parameters():
+        parameter.summed_grad = torch.zeros_like(parameter)
+    optimizer.add_noise()
+    noised = PrivateRandomness(bytes(range(32))).noised(np.zeros(34), 1.0)
+    found = [parameter.grad for parameter in model.parameters()]
+    assert [one.dtype for one in found] == [torch.float32] * 2 + [torch.float64] * 2
+    wanted = torch.from_numpy(noised / 3).split([20, 4, 8, 2])
+    assert all(torch.equal(f.reshape(-1), w.to(f.dtype)) for f, w in zip(found, wanted, strict=True))
+
+
 class Shrinking(nn.Module):
     """Changes what it is given, in a way that no version counter sees, and only where it sees many cases."""
 

@@ -130,6 +130,18 @@ def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_before(model):
     assert found[0] == found[1]
 
 
+def test_a_parameter_may_be_a_slice_of_a_tensor_which_is_left_alone_beside_it():
+    public, one, sliced = proxy(), learner("mlp"), learner("mlp")
+    layer = next(layer for layer in sliced.model.modules() if isinstance(layer, nn.Linear))
+    width = layer.in_features
+    whole = torch.cat([layer.weight.detach(), torch.full_like(layer.weight, 7.0)], dim=1)
+    layer.weight = nn.Parameter(whole[:, :width])
+    for each in (one, sliced):
+        fit_labels(each, each.phi(public.x), public.y, Distillation(epochs=20), 0)
+    assert (whole[:, width:] == 7.0).all() and (whole[:, :width] == layer.weight).all()
+    assert np.allclose(said(one, public), said(sliced, public), atol=1e-4)
+
+
 def test_a_state_comes_back_and_one_of_another_model_does_not():
     one, other = learner("mlp", seed=0), learner("mlp", seed=1)
     assert one.state() != other.state()
