@@ -49,10 +49,9 @@ lint: setup ## check style, types and images
 	@$(BIN)/hadolint deploy/Dockerfile
 
 bench: setup ## time rounds, the boundary, the ensemble and a private step
-	@$(BIN)/python -m simulations.benchmarks.rounds
-	@$(BIN)/python -W ignore -m simulations.benchmarks.boundary
-	@$(BIN)/python -m simulations.benchmarks.aggregation
-	@$(BIN)/python -m simulations.benchmarks.private_step
+	@missed=0; for what in rounds boundary aggregation private_step; do \
+	  $(BIN)/python -W ignore -m simulations.benchmarks.$$what || missed=1; \
+	done; exit $$missed
 
 clean: ## remove what was installed and cached; results in runs/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
