@@ -95,7 +95,7 @@ class Cost:
 
 
 def measure(rounds: int) -> Cost:
-    """Time both ways.
+    """Time a round both ways, and an empty call.
 
     Raises:
         UserError: if Fashion-MNIST's files aren't there.
