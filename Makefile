@@ -50,7 +50,7 @@ lint: setup ## check style, types and images
 
 bench: setup ## time rounds, the boundary, the ensemble and a private step
 	@missed=0; for what in rounds boundary aggregation private_step; do \
-	  $(BIN)/python -W ignore -m simulations.benchmarks.$$what || missed=1; \
+	  $(BIN)/python -m simulations.benchmarks.$$what || missed=1; \
 	done; exit $$missed
 
 clean: ## remove what was installed and cached; results in runs/ stay

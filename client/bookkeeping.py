@@ -521,7 +521,6 @@ _TRIED: WeakKeyDictionary[nn.Module, Trial] = WeakKeyDictionary()
 
 def _tried(model: nn.Module, case_shape: tuple[int, ...]) -> tuple[float, int]:
     """How far sums are from those case by case, and how many examples one pass may take."""
-    loss = cross_entropy
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tried = shaken(model)
@@ -529,7 +528,8 @@ def _tried(model: nn.Module, case_shape: tuple[int, ...]) -> tuple[float, int]:
         y_B = torch.arange(CASES) % tried(x_B).shape[1]
         trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
         of_case = [
-            torch.autograd.grad(loss(tried(x_B[i : i + 1]), y_B[i : i + 1]), trained) for i in range(CASES)
+            torch.autograd.grad(cross_entropy(tried(x_B[i : i + 1]), y_B[i : i + 1]), trained)
+            for i in range(CASES)
         ]
         norms = [_norm(gradient) for gradient in of_case]
         clipping_norm = sum(norms) / CASES  # so that it clips some
@@ -537,7 +537,7 @@ def _tried(model: nn.Module, case_shape: tuple[int, ...]) -> tuple[float, int]:
         for norm, gradient in zip(norms, of_case, strict=True):
             factor = min(1.0, clipping_norm / (norm + 1e-6))
             wanted = [sum_ + factor * part for sum_, part in zip(wanted, gradient, strict=True)]
-        engine = BookKeeping(tried, loss, clipping_norm)
+        engine = BookKeeping(tried, cross_entropy, clipping_norm)
         found = engine(x_B, y_B)
     apart = _norm([one - other for one, other in zip(found, wanted, strict=True)]) / _norm(wanted)
     return apart, engine.at_once

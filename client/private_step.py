@@ -132,14 +132,13 @@ class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         )
         self.randomness = randomness
         self.clipped_sums: list[Tensor] = []
-        self._sizes = [parameter.numel() for parameter in self.params]
         self._precision = reduce(torch.promote_types, (parameter.dtype for parameter in self.params))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Take a noisy step."""
-        self.pre_step()
-        SGD_STEP(self.original_optimizer)
+        if self.pre_step():
+            SGD_STEP(self.original_optimizer)
 
     def accumulate(self) -> None:
         """Take over the step's clipped sums."""
@@ -149,12 +148,13 @@ class SiteOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Hide the clipped sums, as one vector, under noise of deviation σ·C, and divide by q·m."""
         held = self.params
-        whole = torch.cat([parameter.summed_grad.flatten() for parameter in held])
+        whole = torch.cat([parameter.summed_grad.reshape(-1) for parameter in held])
         deviation = self.noise_multiplier * self.max_grad_norm
         noised = torch.from_numpy(self.randomness.noised(whole.numpy(), deviation))
         # A sum is float64 where a batch was large. Made alike before it is divided, it doesn't show that.
         mean = noised.to(self._precision).div_(self.expected_batch_size)
-        for parameter, piece in zip(held, mean.split(self._sizes), strict=True):
+        pieces = mean.split([parameter.numel() for parameter in held])
+        for parameter, piece in zip(held, pieces, strict=True):
             parameter.grad, parameter.summed_grad = piece.view_as(parameter).to(parameter.dtype), None
 
 
